@@ -1,0 +1,1 @@
+"""Facts about boards (power, memory, speed), each with its source."""
