@@ -1,0 +1,1 @@
+"""Developer scripts; run them from the repository root as ``python -m tools.<name>``."""
