@@ -1,0 +1,1 @@
+"""What a miner shows to the outside: models, blobs, blocks, outcomes, health and metrics over HTTP."""
