@@ -6,6 +6,7 @@ that only an annotation uses still ties two modules together.
 
 Rules, by the name that a violation reports:
 
+- ``syntax``    the oldest supported Python reads the module.
 - ``unknown``   the module has no layer.
 - ``relative``  imports are absolute.
 - ``up``        an import points to a lower layer, or stays in its layer inside the same package (the coordinator builds
@@ -28,6 +29,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
+
+
+PYTHON_MIN: Final = (3, 11)
 
 
 class Layer(IntEnum):
@@ -195,7 +199,10 @@ def check_source(module: str, source: str, path: Path) -> list[Violation]:
     layer = Layer.APPS if module in PACKAGES else layer_of(module)
     if layer is None:
         return [Violation(path, 1, "unknown", f"{module} has no layer; place it in LAYERS of tools/check_layers.py")]
-    tree = ast.parse(source, filename=str(path))
+    try:
+        tree = ast.parse(source, feature_version=PYTHON_MIN)
+    except SyntaxError as error:
+        return [Violation(path, error.lineno or 1, "syntax", error.msg)]
     found = [
         Violation(path, item.line, rule, message)
         for item in _imports(tree)
