@@ -30,7 +30,6 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Final
 
-
 PYTHON_MIN: Final = (3, 11)
 
 

@@ -1,0 +1,80 @@
+# Needs Python 3.11 to 3.13 and make; everything else goes into .venv.
+#
+#   make demo ARGS="--quick --seed 7"     whole fleet on this machine
+#   make test | test-full | bench         suites (see tests/)
+#   make check                            format, lint, types, layers, quick tests
+#   make test WITH_TORCH=no               without the comparisons against torch (a large download)
+#   make PYTHON=python3.13 demo           another interpreter
+
+PYTHON ?= python3
+WITH_TORCH ?= yes
+ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+# Stamps name what is installed; they are older than setup.cfg when its requirements changed.
+DEMO_STAMP := .venv/.installed-demo
+TEST_STAMP := .venv/.installed-test-torch-$(WITH_TORCH)
+TEST_EXTRAS_yes := test,torch
+TEST_EXTRAS_no := test
+# One thread per process: suites start many processes, and times must not depend on the number of cores.
+ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
+
+.PHONY: help demo check test test-full bench broker clean distclean
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+.venv: $(DEMO_STAMP)
+
+.venv/pyvenv.cfg:
+	@echo "creating .venv"
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+		|| { echo "needs Python 3.11 to 3.13, found: $$($(PYTHON) --version 2>&1); try make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv \
+		|| { echo "python3 -m venv failed; on Debian or Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
+
+$(DEMO_STAMP): setup.cfg pyproject.toml | .venv/pyvenv.cfg
+	@echo "installing edge-flchain[demo] into .venv"
+	@$(PIP) install -e '.[demo]'
+	@touch $@
+
+# After the demo's, so that two pips never write at once under make -j.
+$(TEST_STAMP): setup.cfg pyproject.toml constraints.txt $(DEMO_STAMP)
+	@echo "installing edge-flchain[$(TEST_EXTRAS_$(WITH_TORCH))] into .venv"
+	@$(PIP) install -c constraints.txt -e '.[$(TEST_EXTRAS_$(WITH_TORCH))]'
+	@touch $@
+
+# The suites also run against a real broker when there is one; without it those tests say "skipped: no mosquitto".
+broker:
+	@if PATH="$$PATH:/usr/sbin" command -v mosquitto >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "installing mosquitto"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y mosquitto; } >/dev/null \
+			|| echo "mosquitto could not be installed; its tests are skipped" >&2; \
+	else \
+		echo "mosquitto is not installed; its tests are skipped" >&2; \
+	fi
+
+demo: $(DEMO_STAMP)
+	@$(BIN)/flchain demo $(ARGS)
+
+check: $(TEST_STAMP)
+	@$(BIN)/python -m tools.check
+
+# After check when both are asked for: two suites at once would disturb each other's time limits.
+test: $(TEST_STAMP) broker $(filter check,$(MAKECMDGOALS))
+	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not bench" $(ARGS)
+
+test-full: $(TEST_STAMP) broker $(filter check test,$(MAKECMDGOALS))
+	@$(ONE_THREAD) HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "not bench" $(ARGS)
+
+bench: $(TEST_STAMP) broker $(filter check test test-full,$(MAKECMDGOALS))
+	@$(ONE_THREAD) $(BIN)/python -m pytest -s -m bench tests/bench $(ARGS)
+
+clean:
+	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs
+	find edge_sdk coordinator firmware_profiles tools tests -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf .venv
