@@ -23,7 +23,8 @@ EdgeFLError                       raised on purpose, safe to show
     InvalidCertificateError       (.reason)
     CorruptLedgerError            (.place, .height)
 
-Who can act decides the type. A stale, duplicate or over-quota update is not an exception: it is the effect ``Refuse(reason)``.
+Who can act decides the type. A stale, duplicate or over-quota update is not an exception: it is the effect
+``Refuse(reason)``.
 """
 
 from __future__ import annotations

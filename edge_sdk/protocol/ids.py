@@ -15,7 +15,8 @@ MinerId = NewType("MinerId", str)
 Digest = NewType("Digest", bytes)
 """SHA-256, 32 bytes."""
 
-# One rule for every name that becomes a topic segment, a file name or a certificate CN: no wildcard, separator or case can hide in it.
+# One rule for every name that becomes a topic segment, a file name or a certificate CN: no wildcard, separator or
+# case can hide in it.
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?")
 
 
@@ -26,7 +27,10 @@ def check_name(text: str, *, what: str = "name") -> str:
         DecodeError: it is not.
     """
     if len(text) > NAME_CHARS_MAX or _NAME.fullmatch(text) is None:
-        raise DecodeError(f"{what} {text[:NAME_CHARS_MAX]!r} is not a name: expected {_NAME.pattern}, at most {NAME_CHARS_MAX} characters")
+        raise DecodeError(
+            f"{what} {text[:NAME_CHARS_MAX]!r} is not a name: expected {_NAME.pattern}, "
+            f"at most {NAME_CHARS_MAX} characters"
+        )
     return text
 
 

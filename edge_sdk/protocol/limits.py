@@ -1,4 +1,7 @@
-"""Every bound on what a peer may send, by name. Check membership and size first, allocate after, count what is refused."""
+"""Every bound on what a peer may send, by name.
+
+Check membership and size first, allocate after, count what is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,17 @@ DIGEST_BYTES: Final = 32
 # --- CBOR ---
 CBOR_DEPTH_MAX: Final = 8
 CBOR_ITEMS_MAX: Final = 65_536
+CBOR_KEY_MAX: Final = 255
 TEXT_BYTES_MAX: Final = 1_024
 
 # --- signed messages ---
 ENVELOPE_BYTES_MAX: Final = 65_536
 """A COSE_Sign1 with its payload; the largest is a reveal of a full block."""
 UPDATE_ENVELOPE_BYTES_MAX: Final = 1_024
-SIGNATURE_BYTES_MAX: Final = 80
-PUBLIC_KEY_BYTES_MAX: Final = 80
+SIGNATURE_BYTES: Final = 64
+"""Ed25519, and P-256 as r || s."""
+PUBLIC_KEY_BYTES_MAX: Final = 65
+URLS_MAX: Final = 16
 
 # --- transfer ---
 CHUNK_DATA_BYTES_MAX: Final = 65_536
@@ -25,6 +31,8 @@ CHUNK_MESSAGE_BYTES_MAX: Final = CHUNK_DATA_BYTES_MAX + 256
 BLOB_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest update or model blob; four times the largest payload the brokers were measured with."""
 RESUME_RANGES_MAX: Final = 64
+ASSEMBLY_FRAGMENTS_MAX: Final = 256
+"""Separate byte ranges that a transfer may hold at a time: chunks in random order, not bytes."""
 ASSEMBLIES_PER_DEVICE_MAX: Final = 2
 ASSEMBLY_BYTES_TOTAL_MAX: Final = 256 * 1024 * 1024
 ASSEMBLY_AGE_S_MAX: Final = 120
@@ -34,6 +42,7 @@ RESUME_INTERVAL_S: Final = 2.0
 # --- ledger ---
 MINERS_MAX: Final = 64
 DEVICES_MAX: Final = 100_000
+SHARDS_MAX: Final = 1_024
 SEQ_WINDOW: Final = 64
 SEQ_MAX: Final = 2**53 - 1
 TX_BYTES_MAX: Final = ENVELOPE_BYTES_MAX
@@ -46,6 +55,9 @@ PENDING_PER_DEVICE_MAX: Final = 4
 STALENESS_MAX: Final = 1_024
 EVIDENCE_MAX: Final = 1_024
 CLASS_SCORES_MAX: Final = 64
+SALT_BYTES_MIN: Final = 16
+SALT_BYTES_MAX: Final = 32
+POWER_MAX: Final = 1_000_000
 PROOF_NODES_MAX: Final = 64
 
 # --- numbers ---
@@ -66,6 +78,7 @@ SCORE_OUT_OF_BOUNDS: Final = -2
 # --- model ---
 TENSORS_MAX: Final = 512
 TENSOR_RANK_MAX: Final = 6
+TENSOR_NAME_BYTES_MAX: Final = 128
 PARAMETERS_MAX: Final = 4 * 1024 * 1024
 CLASSES_MAX: Final = 1_024
 

@@ -1,6 +1,7 @@
 """Every value that crosses a wire or enters a ledger.
 
-Frozen, comparable, free of floats: what is signed must have one encoding. ``wire.py`` maps each class to a CBOR map with small integer keys, in the
+Frozen, comparable, free of floats: what is signed must have one encoding. ``wire.py`` maps each class to a CBOR map
+with small integer keys, in the
 order of the fields here, starting at 1: appending a field is the only compatible change.
 """
 
@@ -13,7 +14,10 @@ from edge_sdk.protocol.ids import ChainId, DeviceId, Digest, MinerId, TaskId
 
 
 class Domain(StrEnum):
-    """What a signature is about; part of the protected header and of the authenticated data, so that none can be replayed as another."""
+    """What a signature is about.
+
+    Part of the protected header and of the authenticated data, so that none can be replayed as another.
+    """
 
     UPDATE = "fl/update"  # device -> miners, and a transaction
     FETCH = "fl/fetch"  # device -> miner: send me a blob over MQTT
@@ -122,12 +126,24 @@ class Reason(IntEnum):
 
     @property
     def returns_delta(self) -> bool:
-        """Whether the delta goes back to the residual: the update came too late or found no room, its content was not judged."""
+        """Whether the delta goes back to the residual.
+
+        The update came too late or found no room; its content was not judged.
+        """
         return self in _RETURNS_DELTA
 
 
 _RETURNS_DELTA = frozenset(
-    {Reason.STALE, Reason.EXPIRED, Reason.CAPACITY, Reason.QUOTA, Reason.BASE_REUSED, Reason.UNAVAILABLE, Reason.SEQ_WINDOW, Reason.TIMEOUT}
+    {
+        Reason.STALE,
+        Reason.EXPIRED,
+        Reason.CAPACITY,
+        Reason.QUOTA,
+        Reason.BASE_REUSED,
+        Reason.UNAVAILABLE,
+        Reason.SEQ_WINDOW,
+        Reason.TIMEOUT,
+    }
 )
 
 
@@ -258,7 +274,10 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Status:
-    """Birth (online) or death (Last Will) of a session. ``session`` rises with each connect, so an old will cannot hide a new birth."""
+    """Birth (online) or death (Last Will) of a session.
+
+    ``session`` rises with each connect, so that an old will cannot hide a new birth.
+    """
 
     sender: str
     session: int
@@ -400,7 +419,10 @@ class Announcement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """A miner's timer for a phase has run out. More than 2/3 of the power close the phase: time enters the log by no other door."""
+    """A miner's timer for a phase has run out.
+
+    More than 2/3 of the power close the phase: time enters the log by no other door.
+    """
 
     miner_id: MinerId
     block_index: int
@@ -427,7 +449,8 @@ class Scores:
     updates: tuple[int, ...]
     """In the order of the block's candidates."""
     classes: tuple[bytes, ...]
-    """Recall per class in percent, 255 = class absent; the base first, then one per update; empty where there are no classes."""
+    """Recall per class in percent, 255 = class absent; the base first, then one per update; empty where there are no
+    classes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -465,7 +488,8 @@ class Revoke:
 class ModelTensor:
     """One tensor of the global model: int32 little-endian in C order, value = q * 2**exponent.
 
-    A weight also carries one scale per channel, S = m * 2**-k, computed by the merge in integers and covered by the model root;
+    A weight also carries one scale per channel, S = m * 2**-k, computed by the merge in integers and covered by the
+    model root;
     ``scale_m`` and ``scale_k`` hold one byte per channel and are empty for other tensors.
     """
 
