@@ -1,0 +1,1 @@
+"""Ordering of transactions: the socket protocol towards an engine, and the engine for one machine."""
