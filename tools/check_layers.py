@@ -79,6 +79,9 @@ LAYERS: Final = {
     "coordinator.ledger.replay": Layer.ADAPTERS,
     "coordinator.ordering": Layer.ADAPTERS,
     "coordinator.serving": Layer.ADAPTERS,
+    "coordinator.enrolment": Layer.ADAPTERS,
+    "coordinator.peers": Layer.ADAPTERS,
+    "coordinator.intake": Layer.ADAPTERS,
     "coordinator.config": Layer.ADAPTERS,
     "coordinator.miner": Layer.APPS,
     "coordinator.demo": Layer.APPS,
@@ -126,6 +129,7 @@ PURE: Final = ("io.BytesIO", "io.StringIO", "os.PathLike", "os.fspath", "pathlib
 # The board's artifact and data fit no message: their loaders open, check and map them.
 OUTSIDE_ALLOWED: Final = {
     "edge_sdk.training.artifact": {"pathlib"},
+    "edge_sdk.training.trainer": {"importlib"},
     "edge_sdk.training.dataset": {"pathlib", "mmap", "os", "open"},
     "firmware_profiles.profile": {"pathlib", "tomllib", "importlib"},  # the board files of its own package
 }
@@ -136,7 +140,8 @@ BACKENDS: Final = frozenset({"torch", "ai_edge_litert"})
 HEAVY: Final = frozenset({"numpy", "onnxruntime"}) | BACKENDS
 TRAINING: Final = "edge_sdk.training"
 DYNAMIC: Final = ("importlib", "importlib.import_module", "importlib.util", "importlib.machinery", "runpy")
-DYNAMIC_ALLOWED: Final = frozenset({"edge_sdk.entry"})
+# The dispatcher of subcommands, and the choice of a training backend from a table of our own modules.
+DYNAMIC_ALLOWED: Final = frozenset({"edge_sdk.entry", "edge_sdk.training.trainer"})
 
 
 @dataclass(frozen=True, slots=True)
