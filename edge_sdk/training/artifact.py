@@ -1,0 +1,241 @@
+"""The artifact: one file that says how a device trains and how a miner evaluates.
+
+``{1: manifest, 2: training-step graph, 3: evaluation graph}`` in deterministic CBOR; the SHA-256 of the file is the
+artifact digest that genesis names. Both graphs are plain ONNX (opset <= 18, IR <= 9), functional: all state goes in
+and comes out. The manifest repeats the forward network as values, so that a backend without an ONNX runtime can train
+the same model and every input can be checked without parsing a graph.
+
+Graph inputs and outputs, by name, are fixed here: see ``train_inputs`` and ``train_outputs``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final, TypeVar
+
+from edge_sdk.errors import DecodeError, TrainingError
+from edge_sdk.protocol import codec
+from edge_sdk.protocol.ids import Digest, check_digest
+from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
+
+FORMAT: Final = 1
+OPSET: Final = 18
+IR_VERSION: Final = 9
+ARTIFACT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A LeNet needs 10 kB: artifacts hold no parameters."""
+_NAME_CHARS_MAX: Final = 48
+_E = TypeVar("_E", bound=IntEnum)
+
+X: Final = "x"
+"""float32, (batch, *input_shape)."""
+Y: Final = "y"
+"""int64, (batch,): labels in 0..class_count - 1, also where the sample weight is 0."""
+SAMPLE_WEIGHT: Final = "sample_weight"
+"""float32, (batch,): 1 for an example, 0 for padding of a last batch."""
+LEARNING_RATE: Final = "lr"
+"""float32, scalar."""
+LOSS: Final = "loss"
+"""float32, scalar: mean over the examples of the batch."""
+LOGITS: Final = "logits"
+
+
+def state_name(tensor: str) -> str:
+    """Input with a tensor's training state: int16 Q8.8 (weights of the int8 scheme) or float32."""
+    return f"{tensor}.state"
+
+
+def scale_name(tensor: str) -> str:
+    """Input with a weight's scales, float32, one per channel (int8 scheme only)."""
+    return f"{tensor}.scale"
+
+
+def next_name(tensor: str) -> str:
+    """Output with a tensor's state after the step."""
+    return f"{tensor}.next"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """A checked artifact. ``digest`` is the SHA-256 of ``data``, the file's bytes."""
+
+    name: str
+    network: Network
+    batch: int
+    scheme: Scheme
+    train_onnx: bytes
+    eval_onnx: bytes
+    digest: Digest
+    data: bytes
+
+    @classmethod
+    def load(cls, data: bytes, *, digest: Digest | None = None) -> Artifact:
+        """Check digest, structure, bounds and the hashes of both graphs, then return the artifact.
+
+        Args:
+            data: The file's bytes.
+            digest: What the file must hash to, for instance from genesis; None skips that comparison.
+
+        Raises:
+            DecodeError: anything does not hold; nothing of the file has been used.
+        """
+        if len(data) > ARTIFACT_BYTES_MAX:
+            raise DecodeError(f"artifact has {len(data)} bytes, at most {ARTIFACT_BYTES_MAX}")
+        found = Digest(hashlib.sha256(data).digest())
+        if digest is not None and found != digest:
+            raise DecodeError(f"artifact digest is {found.hex()}, expected {digest.hex()}")
+        fields = codec.decode(data, bytes_max=ARTIFACT_BYTES_MAX)
+        try:
+            return _read(fields, data, found)
+        except DecodeError:
+            raise
+        except (ValueError, TrainingError) as error:
+            raise DecodeError(f"artifact: {error}") from error
+
+    @classmethod
+    def pack(
+        cls, *, name: str, network: Network, batch: int, scheme: Scheme, train_onnx: bytes, eval_onnx: bytes
+    ) -> Artifact:
+        """Write the file and load it again, so that what was written is what will be accepted."""
+        manifest = {
+            1: FORMAT,
+            2: name,
+            3: list(network.input_shape),
+            4: network.class_count,
+            5: batch,
+            6: int(scheme),
+            7: OPSET,
+            8: IR_VERSION,
+            9: [[s.name, list(s.shape), int(s.role), s.channel_axis, s.exponent] for s in network.tensors],
+            10: [
+                [int(n.op), list(n.inputs), n.output, list(n.kernel), list(n.stride), list(n.padding)]
+                for n in network.nodes
+            ],
+            11: hashlib.sha256(train_onnx).digest(),
+            12: hashlib.sha256(eval_onnx).digest(),
+        }
+        return cls.load(codec.encode({1: manifest, 2: train_onnx, 3: eval_onnx}))
+
+    @property
+    def state_kind(self) -> str:
+        """Name of the weights' training state: ``q8.8`` or ``fp32``."""
+        return "q8.8" if self.scheme is Scheme.INT8 else "fp32"
+
+    @property
+    def train_inputs(self) -> tuple[str, ...]:
+        """Names that the training-step graph takes."""
+        names = [X, Y, SAMPLE_WEIGHT, LEARNING_RATE]
+        for spec in self.network.tensors:
+            names.append(state_name(spec.name))
+            if self.is_quantized(spec):
+                names.append(scale_name(spec.name))
+        return tuple(names)
+
+    @property
+    def train_outputs(self) -> tuple[str, ...]:
+        """Names that the training-step graph gives."""
+        return (*(next_name(spec.name) for spec in self.network.tensors), LOSS)
+
+    def is_quantized(self, spec: TensorSpec) -> bool:
+        """Whether a tensor's training state is Q8.8 with per-channel scales."""
+        return self.scheme is Scheme.INT8 and spec.role is Role.WEIGHT
+
+
+def _read(fields: object, data: bytes, digest: Digest) -> Artifact:
+    """Typed walk through the decoded file."""
+    top = _map(fields, 3, "file")
+    manifest = _map(top[1], 12, "manifest")
+    train_onnx, eval_onnx = _bytes(top[2], "training-step graph"), _bytes(top[3], "evaluation graph")
+    for graph, key, what in ((train_onnx, 11, "training-step graph"), (eval_onnx, 12, "evaluation graph")):
+        if hashlib.sha256(graph).digest() != check_digest(_bytes(manifest[key], what)):
+            raise DecodeError(f"artifact: hash of the {what} does not match")
+    if _int(manifest[1]) != FORMAT:
+        raise DecodeError(f"artifact format {manifest[1]}, expected {FORMAT}")
+    if _int(manifest[7]) > OPSET or _int(manifest[8]) > IR_VERSION:
+        raise DecodeError(f"artifact needs opset {manifest[7]} and IR {manifest[8]}, at most {OPSET} and {IR_VERSION}")
+    network = Network(
+        input_shape=_ints(manifest[3]),
+        class_count=_int(manifest[4]),
+        tensors=tuple(_tensor(row) for row in _list(manifest[9], "tensors")),
+        nodes=tuple(_node(row) for row in _list(manifest[10], "nodes")),
+    )
+    batch = _int(manifest[5])
+    check_network(network, batch=batch)
+    name = _text(manifest[2])
+    if not 1 <= len(name) <= _NAME_CHARS_MAX:
+        raise DecodeError(f"artifact name has {len(name)} characters, expected 1..{_NAME_CHARS_MAX}")
+    return Artifact(
+        name=name,
+        network=network,
+        batch=batch,
+        scheme=_enum(Scheme, manifest[6]),
+        train_onnx=train_onnx,
+        eval_onnx=eval_onnx,
+        digest=digest,
+        data=data,
+    )
+
+
+def _tensor(row: object) -> TensorSpec:
+    name, shape, role, axis, exponent = _row(row, 5, "tensor")
+    return TensorSpec(
+        name=_text(name), shape=_ints(shape), role=_enum(Role, role), channel_axis=_int(axis), exponent=_int(exponent)
+    )
+
+
+def _node(row: object) -> Node:
+    op, inputs, output, kernel, stride, padding = _row(row, 6, "node")
+    return Node(
+        op=_enum(Op, op),
+        inputs=tuple(_text(name) for name in _list(inputs, "node inputs")),
+        output=_text(output),
+        kernel=_ints(kernel),
+        stride=_ints(stride),
+        padding=_ints(padding),
+    )
+
+
+def _map(value: object, size: int, what: str) -> dict[int, object]:
+    if not isinstance(value, dict) or set(value) != set(range(1, size + 1)):
+        raise DecodeError(f"artifact {what}: expected a map with the keys 1..{size}")
+    return value
+
+
+def _list(value: object, what: str) -> list[object]:
+    if not isinstance(value, list):
+        raise DecodeError(f"artifact {what}: expected a list, found {type(value).__name__}")
+    return value
+
+
+def _row(value: object, size: int, what: str) -> list[object]:
+    row = _list(value, what)
+    if len(row) != size:
+        raise DecodeError(f"artifact {what}: expected {size} fields, found {len(row)}")
+    return row
+
+
+def _int(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DecodeError(f"artifact: expected an integer, found {type(value).__name__}")
+    return value
+
+
+def _ints(value: object) -> tuple[int, ...]:
+    return tuple(_int(item) for item in _list(value, "shape"))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise DecodeError(f"artifact: expected text, found {type(value).__name__}")
+    return value
+
+
+def _bytes(value: object, what: str) -> bytes:
+    if not isinstance(value, bytes):
+        raise DecodeError(f"artifact {what}: expected bytes, found {type(value).__name__}")
+    return value
+
+
+def _enum(kind: type[_E], value: object) -> _E:
+    return kind(_int(value))

@@ -1,0 +1,56 @@
+"""What a backend must do, and the values that pass between it and the trainer."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    import numpy.typing as npt
+
+
+class Batch(NamedTuple):
+    """One batch of fixed size; ``weight`` is 0 for padding."""
+
+    x: npt.NDArray[np.float32]
+    """(batch, *input_shape)."""
+    y: npt.NDArray[np.int64]
+    """(batch,), labels in 0..class_count - 1, also where weight is 0."""
+    weight: npt.NDArray[np.float32]
+    """(batch,), 0 or 1."""
+
+
+class Backend(Protocol):
+    """Runs the training step and the evaluation of one artifact. Holds no training state."""
+
+    def step(
+        self,
+        batch: Batch,
+        lr: float,
+        states: Mapping[str, npt.NDArray[Any]],
+        scales: Mapping[str, npt.NDArray[np.float32]],
+    ) -> tuple[dict[str, npt.NDArray[Any]], float]:
+        """One step of SGD.
+
+        Args:
+            batch: Examples.
+            lr: Learning rate.
+            states: By tensor name: int16 Q8.8, or float32.
+            scales: By tensor name, one per channel, for the Q8.8 states.
+
+        Returns:
+            The states after the step, and the mean loss before it.
+        """
+        ...
+
+    def logits(
+        self, x: npt.NDArray[np.float32], params: Mapping[str, npt.NDArray[np.float32]]
+    ) -> npt.NDArray[np.float32]:
+        """Outputs of the float32 network, (n, class_count), for any n >= 1."""
+        ...
+
+    def release(self) -> None:
+        """Give back sessions and buffers; the next call builds them again."""
+        ...

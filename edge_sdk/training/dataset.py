@@ -1,0 +1,172 @@
+"""Examples that never leave the device: arrays, or files mapped into memory, served in batches of fixed size."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import numpy as np
+
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.backend import Batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import IO
+
+    import numpy.typing as npt
+
+EXAMPLES_MAX: Final = 10_000_000
+UNMAPPED_BYTES_MAX: Final = 256 * 1024 * 1024
+"""A compressed array has to be unpacked into memory; a stored one is mapped and may be larger."""
+_CHECK_ROWS: Final = 4_096
+_BYTE_SCALE: Final = np.float32(1.0 / 255.0)
+_ZIP_LOCAL_HEADER_BYTES: Final = 30
+
+
+class Dataset(Protocol):
+    """Anything that can count its examples and serve them in a reproducible order."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        ...
+
+    def batches(self, rng: np.random.Generator, *, size: int, start: int = 0) -> Iterator[Batch]:
+        """Endless batches from number ``start`` on; with an equally seeded generator, number k is always the same."""
+        ...
+
+
+class ArrayDataset:
+    """Examples as two arrays. uint8 features mean value / 255; others are converted to float32 per batch."""
+
+    def __init__(
+        self, x: npt.NDArray[Any], y: npt.NDArray[Any], *, input_shape: tuple[int, ...], class_count: int
+    ) -> None:
+        """Check the arrays.
+
+        Args:
+            x: Features, (n, *input_shape), uint8, float16, float32 or float64; may be mapped, is read in slices.
+            y: Labels, (n,), any integer type.
+            input_shape: Shape of one example.
+            class_count: Labels must lie in 0..class_count - 1.
+
+        Raises:
+            TrainingError: wrong shape, type, label or a value that is not finite; the text names array and row.
+        """
+        _check_header("x", x.shape, x.dtype, input_shape)
+        if y.ndim != 1 or y.dtype.kind not in "iu":
+            raise TrainingError(f"array y: shape {y.shape}, type {y.dtype}: expected one integer label per example")
+        if len(x) != len(y):
+            raise TrainingError(f"array x has {len(x)} rows, array y has {len(y)}")
+        wrong = np.flatnonzero((y < 0) | (y >= class_count))
+        if wrong.size:
+            raise TrainingError(f"array y, row {wrong[0]}: label {y[wrong[0]]} is outside 0..{class_count - 1}")
+        if x.dtype.kind == "f":
+            _check_finite(x)
+        self.x = x
+        self.y = y.astype(np.int64)
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.y)
+
+    def batches(self, rng: np.random.Generator, *, size: int, start: int = 0) -> Iterator[Batch]:
+        """Each epoch is a fresh permutation; its last batch is filled up with weight 0."""
+        per_epoch = math.ceil(len(self) / size)
+        for _ in range(start // per_epoch):
+            rng.permutation(len(self))
+        first = start % per_epoch
+        while True:
+            order = rng.permutation(len(self))
+            for index in range(first, per_epoch):
+                yield self._batch(order[index * size : (index + 1) * size], size)
+            first = 0
+
+    def features(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """Rows as the network takes them."""
+        chosen = self.x[rows]
+        floats = chosen.astype(np.float32)
+        return floats * _BYTE_SCALE if chosen.dtype == np.uint8 else floats
+
+    def _batch(self, rows: npt.NDArray[np.int64], size: int) -> Batch:
+        x = np.zeros((size, *self.x.shape[1:]), np.float32)
+        y = np.zeros(size, np.int64)
+        weight = np.zeros(size, np.float32)
+        x[: len(rows)], y[: len(rows)], weight[: len(rows)] = self.features(rows), self.y[rows], 1.0
+        return Batch(x, y, weight)
+
+
+def load_dataset(path: Path, *, input_shape: tuple[int, ...], class_count: int) -> ArrayDataset:
+    """Open ``x`` and ``y`` of an ``.npz`` file, or ``x.npy`` and ``y.npy`` of a folder; pickled content is refused.
+
+    Arrays that are stored uncompressed are mapped, so that memory holds only the pages in use.
+
+    Raises:
+        TrainingError: unreadable, too large, or an array that ``ArrayDataset`` refuses.
+    """
+    try:
+        if path.is_dir():
+            arrays = {name: np.load(path / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in ("x", "y")}
+        else:
+            with zipfile.ZipFile(path) as archive:
+                arrays = {name: _read_member(path, archive, name) for name in ("x", "y")}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise TrainingError(f"dataset {path}: {error}") from error
+    try:
+        return ArrayDataset(arrays["x"], arrays["y"], input_shape=input_shape, class_count=class_count)
+    except TrainingError as error:
+        raise TrainingError(f"dataset {path}: {error}") from error
+
+
+def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:
+    """One array of an ``.npz``: mapped when stored, unpacked within ``UNMAPPED_BYTES_MAX`` when compressed."""
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as member:
+        shape, fortran, dtype = _read_header(member)
+        header_bytes = member.tell()
+        if dtype.hasobject:
+            raise ValueError(f"array {name} holds Python objects")
+        need = math.prod(shape) * dtype.itemsize
+        if info.file_size != header_bytes + need:
+            raise ValueError(f"array {name}: {info.file_size} bytes, its header says {header_bytes + need}")
+        order = "F" if fortran else "C"
+        if info.compress_type == zipfile.ZIP_STORED and need:
+            with path.open("rb") as raw:
+                raw.seek(info.header_offset)
+                local = raw.read(_ZIP_LOCAL_HEADER_BYTES)
+            names = int.from_bytes(local[26:28], "little") + int.from_bytes(local[28:30], "little")
+            offset = info.header_offset + _ZIP_LOCAL_HEADER_BYTES + names + header_bytes
+            return np.memmap(path, dtype, "r", offset, shape, cast("Any", order))
+        if need > UNMAPPED_BYTES_MAX:
+            raise ValueError(
+                f"array {name} unpacks to {need} bytes, at most {UNMAPPED_BYTES_MAX}; save it uncompressed"
+            )
+        return np.frombuffer(member.read(need), dtype).reshape(shape, order=cast("Any", order))
+
+
+def _read_header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(member)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(member)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(member)
+    raise ValueError(f"npy format {version} is not supported")
+
+
+def _check_header(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], input_shape: tuple[int, ...]) -> None:
+    if shape[1:] != input_shape or not 1 <= shape[0] <= EXAMPLES_MAX:
+        raise TrainingError(
+            f"array {name}: shape {shape}, expected (1..{EXAMPLES_MAX}, {', '.join(map(str, input_shape))})"
+        )
+    if dtype not in (np.uint8, np.float16, np.float32, np.float64):
+        raise TrainingError(f"array {name}: type {dtype}, expected uint8, float16, float32 or float64")
+
+
+def _check_finite(x: npt.NDArray[Any]) -> None:
+    for start in range(0, len(x), _CHECK_ROWS):
+        rows = x[start : start + _CHECK_ROWS]
+        finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+        if not finite.all():
+            raise TrainingError(f"array x, row {start + int(np.argmin(finite))}: a value is not finite")

@@ -1,0 +1,103 @@
+"""Runs an artifact's graphs with ONNX Runtime on the CPU, one thread.
+
+One thread by default: with other load on the cores, thread pools of numerical libraries were measured many times
+slower than one thread.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+
+from edge_sdk.errors import TrainingError
+from edge_sdk.training.artifact import (
+    LEARNING_RATE,
+    LOGITS,
+    LOSS,
+    SAMPLE_WEIGHT,
+    Artifact,
+    X,
+    Y,
+    next_name,
+    scale_name,
+    state_name,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy.typing as npt
+
+    from edge_sdk.training.backend import Batch
+
+_ERRORS_ONLY = 3
+
+
+class OnnxBackend:
+    """``Backend`` over two lazily built sessions."""
+
+    def __init__(self, artifact: Artifact) -> None:
+        """Keep the artifact; nothing is built yet."""
+        self._artifact = artifact
+        self._training: onnxruntime.InferenceSession | None = None
+        self._evaluation: onnxruntime.InferenceSession | None = None
+
+    def step(
+        self,
+        batch: Batch,
+        lr: float,
+        states: Mapping[str, npt.NDArray[Any]],
+        scales: Mapping[str, npt.NDArray[np.float32]],
+    ) -> tuple[dict[str, npt.NDArray[Any]], float]:
+        """See ``Backend.step``."""
+        if self._training is None:
+            self._training = _session(
+                self._artifact.train_onnx, self._artifact.train_inputs, self._artifact.train_outputs
+            )
+        feed: dict[str, npt.NDArray[Any]] = {
+            X: batch.x,
+            Y: batch.y,
+            SAMPLE_WEIGHT: batch.weight,
+            LEARNING_RATE: np.array(lr, np.float32),
+        }
+        feed.update((state_name(name), state) for name, state in states.items())
+        feed.update((scale_name(name), scale) for name, scale in scales.items())
+        outputs = dict(
+            zip(self._artifact.train_outputs, self._training.run(self._artifact.train_outputs, feed), strict=True)
+        )
+        return {name: outputs[next_name(name)] for name in states}, float(outputs[LOSS])
+
+    def logits(
+        self, x: npt.NDArray[np.float32], params: Mapping[str, npt.NDArray[np.float32]]
+    ) -> npt.NDArray[np.float32]:
+        """See ``Backend.logits``."""
+        if self._evaluation is None:
+            names = (X, *(state_name(spec.name) for spec in self._artifact.network.tensors))
+            self._evaluation = _session(self._artifact.eval_onnx, names, (LOGITS,))
+        feed = {X: x} | {state_name(name): value for name, value in params.items()}
+        logits: npt.NDArray[np.float32] = self._evaluation.run((LOGITS,), feed)[0]
+        return logits
+
+    def release(self) -> None:
+        """See ``Backend.release``."""
+        self._training = self._evaluation = None
+
+
+def _session(graph: bytes, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
+    """Build a session and check that its inputs and outputs are those of the contract.
+
+    Raises:
+        TrainingError: they are not.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    found = {value.name for value in session.get_inputs()}, {value.name for value in session.get_outputs()}
+    if found != (set(inputs), set(outputs)):
+        ports = " -> ".join(map(repr, map(sorted, found)))
+        raise TrainingError(f"graph has the ports {ports}, expected {sorted(inputs)} -> {sorted(outputs)}")
+    return session

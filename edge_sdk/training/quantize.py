@@ -1,0 +1,139 @@
+"""Per-channel scales and the two views of a global model: exact integers, and the float32 that training starts from.
+
+A global tensor is int32 q with value q * 2**exponent. A weight channel c also has a scale S_c = m_c * 2**-k_c with
+128 <= m_c <= 255, chosen in integers only, so that every miner computes the same bytes. The device trains Q = value /
+S * 2**8 as int16 (Q8.8); the forward pass uses the rounded high byte as int8 (``notes``: TinyEngine's
+quantization-aware scaling with a fractional state).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from edge_sdk.errors import QuantizationError
+from edge_sdk.protocol.limits import MODEL_VALUE_MAX
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from edge_sdk.protocol.messages import ModelParams, ModelTensor
+    from edge_sdk.training.network import TensorSpec
+
+WEIGHT_MAX: Final = 127
+"""Largest int8 weight; -128 is left out so that the grid is symmetric."""
+HEADROOM: Final = (5, 4)
+"""The grid reaches 5/4 of the largest weight of the channel, so that training can enlarge it before Q8.8 saturates."""
+CHANNEL_FLOOR_SHIFT: Final = 4
+"""A channel's range is at least 1/16 of the tensor's, so that a channel of zeros can still learn."""
+RANGE_EXPONENT_MIN: Final = -6
+"""A tensor's range is at least 2**-6, also when all of it is zero."""
+_MANTISSA_BITS: Final = 8
+_MANTISSA_MIN: Final = 128
+_MANTISSA_MAX: Final = 255
+
+
+def channel_scales(
+    values: npt.NDArray[np.int32], exponent: int, axis: int
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+    """Choose S = m * 2**-k per channel, the smallest on this grid whose 127 steps cover the channel with headroom.
+
+    Args:
+        values: Integers of a tensor, |q| <= 2**30, any shape.
+        exponent: value = q * 2**exponent.
+        axis: Channel axis.
+
+    Returns:
+        m and k, uint8, one per channel; 128 <= m <= 255.
+
+    Raises:
+        QuantizationError: a channel needs S >= 2**8, so that k would be negative.
+
+    Integers only: the same bytes on every machine.
+    """
+    magnitudes = np.abs(values.astype(np.int64)).max(axis=tuple(a for a in range(values.ndim) if a != axis))
+    floor = max(int(magnitudes.max()) >> CHANNEL_FLOOR_SHIFT, 1 << max(0, RANGE_EXPONENT_MIN - exponent))
+    pairs = [_scale(max(int(magnitude), floor), exponent) for magnitude in magnitudes]
+    return np.array([m for m, _ in pairs], np.uint8), np.array([k for _, k in pairs], np.uint8)
+
+
+def _scale(magnitude: int, exponent: int) -> tuple[int, int]:
+    """Smallest m * 2**-k >= magnitude * 2**exponent * headroom / 127 with 128 <= m <= 255."""
+    numerator, denominator = magnitude * HEADROOM[0], WEIGHT_MAX * HEADROOM[1]
+
+    def mantissa(k: int) -> int:
+        """ceil(numerator * 2**(exponent + k) / denominator)."""
+        shift = exponent + k
+        top, bottom = (numerator << shift, denominator) if shift >= 0 else (numerator, denominator << -shift)
+        return -(-top // bottom)
+
+    k = (
+        _MANTISSA_BITS - (numerator.bit_length() - denominator.bit_length()) - exponent
+    )  # within one or two of the answer
+    while mantissa(k) > _MANTISSA_MAX:
+        k -= 1
+    while mantissa(k + 1) <= _MANTISSA_MAX:
+        k += 1
+    m = mantissa(k)  # >= 128: at k + 1 it would be 256 or more
+    if not 0 <= k <= WEIGHT_MAX:
+        raise QuantizationError(f"a channel of magnitude {magnitude} * 2**{exponent} needs a scale outside of the grid")
+    return m, k
+
+
+def scale_values(scale_m: bytes, scale_k: bytes) -> npt.NDArray[np.float32]:
+    """S = m * 2**-k as float32: exact, since m has 8 bits."""
+    m, k = np.frombuffer(scale_m, np.uint8), np.frombuffer(scale_k, np.uint8)
+    return np.ldexp(m.astype(np.float32), -k.astype(np.int32))
+
+
+def align(scales: npt.NDArray[np.float32], spec: TensorSpec) -> npt.NDArray[np.float32]:
+    """Reshape one value per channel so that it broadcasts over a tensor."""
+    shape = [1] * len(spec.shape)
+    shape[spec.channel_axis] = -1
+    return scales.reshape(shape)
+
+
+def integers(tensor: ModelTensor) -> npt.NDArray[np.int32]:
+    """Integers of one tensor of the global model: a read-only view of its bytes in native order."""
+    return np.frombuffer(tensor.values, "<i4").astype(np.int32, copy=False).reshape(tensor.shape)
+
+
+def dequantize(params: ModelParams) -> dict[str, npt.NDArray[np.float32]]:
+    """The global model as float32 arrays, by tensor name; rounded where q needs more than 24 bits."""
+    return {t.name: np.ldexp(integers(t).astype(np.float32), t.exponent) for t in params.tensors}
+
+
+def round_to_int8(params: ModelParams) -> dict[str, npt.NDArray[np.float32]]:
+    """The model as an int8 board runs it: weights rounded to their per-channel grid, biases as they are."""
+    rounded = dequantize(params)
+    for tensor in params.tensors:
+        if tensor.channel_axis >= 0:
+            shape = [1] * len(tensor.shape)
+            shape[tensor.channel_axis] = -1
+            scales = scale_values(tensor.scale_m, tensor.scale_k).reshape(shape)
+            rounded[tensor.name] = np.clip(np.rint(rounded[tensor.name] / scales), -WEIGHT_MAX - 1, WEIGHT_MAX) * scales
+    return rounded
+
+
+def check_params(params: ModelParams, specs: tuple[TensorSpec, ...]) -> None:
+    """Check a global model against an artifact's tensor table: names in order, shapes, exponents, lengths and ranges.
+
+    Raises:
+        QuantizationError: it does not; the text names the tensor.
+    """
+    if tuple(t.name for t in params.tensors) != tuple(s.name for s in specs):
+        raise QuantizationError("the model's tensors are not those of the artifact, in its order")
+    for tensor, spec in zip(params.tensors, specs, strict=True):
+        if (tensor.shape, tensor.exponent, tensor.channel_axis) != (spec.shape, spec.exponent, spec.channel_axis):
+            raise QuantizationError(f"tensor {spec.name}: shape, exponent or channel axis differs from the artifact's")
+        channels = spec.shape[spec.channel_axis] if spec.channel_axis >= 0 else 0
+        if len(tensor.values) != 4 * spec.size or len(tensor.scale_m) != channels or len(tensor.scale_k) != channels:
+            raise QuantizationError(
+                f"tensor {spec.name}: {len(tensor.values)} bytes of values, {channels} channels: lengths do not fit"
+            )
+        values = integers(tensor)
+        if values.size and (int(values.max()) > MODEL_VALUE_MAX or int(values.min()) < -MODEL_VALUE_MAX):
+            raise QuantizationError(f"tensor {spec.name}: a value is beyond {MODEL_VALUE_MAX}")
+        if channels and (min(tensor.scale_m) < _MANTISSA_MIN or max(tensor.scale_k) > WEIGHT_MAX):
+            raise QuantizationError(f"tensor {spec.name}: a scale is outside of its grid")

@@ -1,0 +1,301 @@
+"""Local training of one artifact: load a global model, take steps, give the difference back.
+
+    trainer = Trainer(artifact)
+    trainer.load(params)
+    trainer.train(dataset, steps=40, lr=0.1, rng=np.random.default_rng(seed))
+    delta = trainer.delta()
+
+The base is kept beside the state, so that delta = (Q_end - Q_start) * S / 2**8 holds no rounding of the base.
+Training is not bit-reproducible across processors; never verify an update by recomputing it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import hashlib
+import importlib
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from edge_sdk.errors import ConfigError, DecodeError, LocalProtocolError, NonFiniteError, TrainingError
+from edge_sdk.protocol import codec
+from edge_sdk.protocol.messages import ModelParams
+from edge_sdk.training.quantize import align, check_params, dequantize, scale_values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy.typing as npt
+
+    from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.backend import Backend
+    from edge_sdk.training.dataset import Dataset
+
+BACKENDS: Final = {
+    "onnxruntime": ("edge_sdk.training.onnx_backend", "OnnxBackend"),
+    "numpy": ("edge_sdk.training.numpy_backend", "NumpyBackend"),
+}
+"""By name: module and class, imported when chosen."""
+STATES_PER_STEP: Final = 256.0
+"""Q8.8: 2**8 states per step of the int8 grid."""
+STATE_MIN, STATE_MAX = -32_768, 32_767
+EVALUATION_BATCH: Final = 256
+_CHECKPOINT_FORMAT: Final = 1
+_CHECKPOINT_OVERHEAD_BYTES: Final = 1_024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainReport:
+    """What a call of ``Trainer.train`` did."""
+
+    steps: int
+    examples: int
+    loss_first: float
+    loss_mean: float
+    saturated: int
+    """Q8.8 states at the end of their range."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """Sums over a set of examples, so that folds can be added up."""
+
+    count: int
+    correct: int
+    loss_sum: float
+    class_count: tuple[int, ...]
+    """Examples per class."""
+    class_correct: tuple[int, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Share of examples whose largest logit is their label."""
+        return self.correct / self.count
+
+    @property
+    def loss_mean(self) -> float:
+        """Mean cross-entropy, in nats."""
+        return self.loss_sum / self.count
+
+
+class Trainer:
+    """Trains and evaluates one artifact on one backend. Not thread-safe."""
+
+    def __init__(self, artifact: Artifact, *, backend: str = "onnxruntime") -> None:
+        """Import the backend; nothing is allocated until it is used.
+
+        Raises:
+            ConfigError: unknown backend, or its package is not installed.
+        """
+        self.artifact = artifact
+        self.steps_done = 0
+        self._backend = _load_backend(backend, artifact)
+        self._start: dict[str, npt.NDArray[Any]] = {}
+        self._states: dict[str, npt.NDArray[Any]] = {}
+        self._scales: dict[str, npt.NDArray[np.float32]] = {}
+
+    def load(self, params: ModelParams) -> None:
+        """Start from a global model.
+
+        Raises:
+            QuantizationError: it does not fit the artifact.
+        """
+        check_params(params, self.artifact.network.tensors)
+        values = dequantize(params)
+        self._scales = {}
+        for tensor, spec in zip(params.tensors, self.artifact.network.tensors, strict=True):
+            if self.artifact.is_quantized(spec):
+                scales = scale_values(tensor.scale_m, tensor.scale_k)
+                q = np.rint(values[spec.name] * np.float32(STATES_PER_STEP) / align(scales, spec))
+                values[spec.name] = np.clip(q, STATE_MIN, STATE_MAX).astype(np.int16)
+                self._scales[spec.name] = scales
+        self._start, self._states, self.steps_done = values, dict(values), 0
+
+    def train(
+        self,
+        dataset: Dataset,
+        *,
+        steps: int,
+        lr: float,
+        rng: np.random.Generator,
+        on_step: Callable[[int, float], None] | None = None,
+        start_step: int = 0,
+    ) -> TrainReport:
+        """Take the steps ``start_step`` .. ``steps`` - 1.
+
+        Args:
+            dataset: Examples.
+            steps: Steps of the whole job.
+            lr: Learning rate, > 0.
+            rng: Decides the order; seed it equally to resume a job.
+            on_step: Called after each step with the number of steps done and the loss. May raise to stop: the state
+                is then that of whole steps.
+            start_step: Steps that an earlier call or a restored checkpoint has done.
+
+        Raises:
+            NonFiniteError: the loss or a parameter is not finite; the state is not to be published.
+            LocalProtocolError: no model is loaded.
+        """
+        self._check_loaded()
+        if not (math.isfinite(lr) and lr > 0) or not 0 <= start_step < steps:
+            raise TrainingError(
+                f"learning rate {lr}, steps {start_step}..{steps}: expected lr > 0 and 0 <= start < steps"
+            )
+        losses: list[float] = []
+        examples = 0
+        batches = dataset.batches(rng, size=self.artifact.batch, start=start_step)
+        for step, batch in zip(range(start_step, steps), batches, strict=False):
+            self._states, loss = self._backend.step(batch, lr, self._states, self._scales)
+            if not math.isfinite(loss):
+                raise NonFiniteError(f"loss is {loss} at step {step}")
+            losses.append(loss)
+            examples += int(batch.weight.sum())
+            self.steps_done = step + 1
+            if on_step is not None:
+                on_step(step + 1, loss)
+        self._check_finite()
+        return TrainReport(
+            steps=len(losses),
+            examples=examples,
+            loss_first=losses[0],
+            loss_mean=math.fsum(losses) / len(losses),
+            saturated=sum(int(np.isin(self._states[name], (STATE_MIN, STATE_MAX)).sum()) for name in self._scales),
+        )
+
+    def delta(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Parameters now minus parameters at ``load``, by tensor name; for Q8.8 states (Q_end - Q_start) * S / 2**8.
+
+        Raises:
+            LocalProtocolError: no model is loaded.
+        """
+        self._check_loaded()
+        deltas: dict[str, npt.NDArray[np.float32]] = {}
+        for spec in self.artifact.network.tensors:
+            start, now = self._start[spec.name], self._states[spec.name]
+            if spec.name in self._scales:
+                moved = (now.astype(np.int32) - start).astype(np.float32)
+                deltas[spec.name] = moved * (align(self._scales[spec.name], spec) / np.float32(STATES_PER_STEP))
+            else:
+                deltas[spec.name] = now - start
+        return deltas
+
+    def evaluate(
+        self,
+        params: ModelParams | Mapping[str, npt.NDArray[np.float32]],
+        x: npt.NDArray[np.float32],
+        y: npt.NDArray[np.int64],
+    ) -> Evaluation:
+        """Score parameters on examples with the float32 network, in slices of bounded memory.
+
+        Args:
+            params: A global model, or float32 arrays by tensor name.
+            x: (n, *input_shape), n >= 1.
+            y: (n,), labels in 0..class_count - 1.
+
+        Raises:
+            NonFiniteError: a logit is not finite.
+        """
+        arrays = dequantize(params) if isinstance(params, ModelParams) else params
+        classes = self.artifact.network.class_count
+        loss_sum = 0.0
+        correct = np.zeros(classes, np.int64)
+        for start in range(0, len(y), EVALUATION_BATCH):
+            labels = y[start : start + EVALUATION_BATCH]
+            logits = self._backend.logits(
+                np.ascontiguousarray(x[start : start + EVALUATION_BATCH], np.float32), arrays
+            ).astype(np.float64)
+            if not np.isfinite(logits).all():
+                raise NonFiniteError("evaluation: a logit is not finite")
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            loss_sum += float((np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]).sum())
+            correct += np.bincount(labels[logits.argmax(axis=1) == labels], minlength=classes)
+        counts = np.bincount(y, minlength=classes)
+        return Evaluation(
+            count=len(y),
+            correct=int(correct.sum()),
+            loss_sum=loss_sum,
+            class_count=tuple(int(n) for n in counts),
+            class_correct=tuple(int(n) for n in correct),
+        )
+
+    def state_bytes(self) -> bytes:
+        """A checkpoint of the running job: state and steps done, bound to artifact and base.
+
+        Raises:
+            LocalProtocolError: no model is loaded.
+        """
+        self._check_loaded()
+        states = [np.ascontiguousarray(self._states[spec.name]).tobytes() for spec in self.artifact.network.tensors]
+        return codec.encode(
+            {1: _CHECKPOINT_FORMAT, 2: self.artifact.digest, 3: self._start_digest(), 4: self.steps_done, 5: states}
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Continue from a checkpoint, after ``load`` of the same base.
+
+        Raises:
+            DecodeError: not a checkpoint of this artifact and base.
+            LocalProtocolError: no model is loaded.
+        """
+        self._check_loaded()
+        bytes_max = (
+            sum(state.nbytes for state in self._start.values()) + _CHECKPOINT_OVERHEAD_BYTES + 16 * len(self._start)
+        )
+        fields = codec.decode(data, bytes_max=bytes_max)
+        match fields:
+            case {1: 1, 2: self.artifact.digest, 3: bytes(base), 4: int(steps_done), 5: list(states), **more} if (
+                not more
+            ):
+                pass
+            case _:
+                raise DecodeError("checkpoint: not one of this artifact")
+        if base != self._start_digest() or steps_done < 0:
+            raise DecodeError("checkpoint: its base is not the loaded model")
+        if [len(s) if isinstance(s, bytes) else -1 for s in states] != [
+            self._start[s.name].nbytes for s in self.artifact.network.tensors
+        ]:
+            raise DecodeError("checkpoint: the states do not fit the artifact's tensors")
+        for spec, state in zip(self.artifact.network.tensors, states, strict=True):
+            self._states[spec.name] = np.frombuffer(state, self._start[spec.name].dtype).reshape(spec.shape)
+        self._check_finite()
+        self.steps_done = steps_done
+
+    def release(self) -> None:
+        """Drop sessions, states and free heap pages: an idle device should not hold what training needed."""
+        self._backend.release()
+        self._start, self._states, self._scales = {}, {}, {}
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none and returns pages by itself
+        if trim is not None:
+            trim(0)
+
+    def _start_digest(self) -> bytes:
+        digest = hashlib.sha256()
+        for spec in self.artifact.network.tensors:
+            digest.update(np.ascontiguousarray(self._start[spec.name]).data)
+        return digest.digest()
+
+    def _check_loaded(self) -> None:
+        if not self._states:
+            raise LocalProtocolError("no model is loaded")
+
+    def _check_finite(self) -> None:
+        for name, state in self._states.items():
+            if state.dtype == np.float32 and not np.isfinite(state).all():
+                raise NonFiniteError(f"tensor {name}: a value is not finite")
+
+
+def _load_backend(name: str, artifact: Artifact) -> Backend:
+    if name not in BACKENDS:
+        raise ConfigError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
+    module, kind = BACKENDS[name]
+    try:
+        backend: Backend = getattr(importlib.import_module(module), kind)(artifact)
+    except ImportError as error:
+        raise ConfigError(f"backend {name!r} cannot be loaded: {error}") from error
+    return backend
