@@ -28,7 +28,7 @@ PROGRAM_PATH: Final = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr
 hypothesis.settings.register_profile("quick", max_examples=50, deadline=None)
 # The same examples in every run: a red CI is always about the change.
 hypothesis.settings.register_profile("ci", max_examples=100, deadline=None, derandomize=True, print_blob=True)
-hypothesis.settings.register_profile("nightly", max_examples=2_000, deadline=None)
+hypothesis.settings.register_profile("nightly", max_examples=1_000, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "quick"))
 
 

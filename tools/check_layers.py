@@ -80,6 +80,7 @@ LAYERS: Final = {
     "coordinator.ordering": Layer.ADAPTERS,
     "coordinator.serving": Layer.ADAPTERS,
     "coordinator.enrolment": Layer.ADAPTERS,
+    "coordinator.datasets": Layer.ADAPTERS,  # reads the files of real data sets
     "coordinator.peers": Layer.ADAPTERS,
     "coordinator.intake": Layer.ADAPTERS,
     "coordinator.config": Layer.ADAPTERS,
