@@ -83,6 +83,7 @@ LAYERS: Final = {
     "coordinator.datasets": Layer.ADAPTERS,  # reads the files of real data sets
     "coordinator.peers": Layer.ADAPTERS,
     "coordinator.intake": Layer.ADAPTERS,
+    "coordinator.broker": Layer.ADAPTERS,
     "coordinator.config": Layer.ADAPTERS,
     "coordinator.miner": Layer.APPS,
     "coordinator.demo": Layer.APPS,
