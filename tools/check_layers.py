@@ -72,6 +72,7 @@ LAYERS: Final = {
     "coordinator.validation.commit_reveal": Layer.MACHINES,  # decisions of the application, on integers
     "coordinator.validation.verdict": Layer.MACHINES,
     "coordinator.application": Layer.MACHINES,
+    "coordinator.events": Layer.MACHINES,
     "coordinator.rounds": Layer.MACHINES,
     "coordinator.pool": Layer.MACHINES,
     "coordinator.ledger": Layer.MACHINES,
