@@ -1,0 +1,44 @@
+"""Board profiles: every figure has a source, none is invented."""
+
+import tomllib
+
+import pytest
+
+from firmware_profiles.profile import BOARDS, UnknownBoardError, board_ids, load_profile
+
+
+def test_all_boards_load_and_are_named_like_their_file() -> None:
+    assert len(board_ids()) == 10
+    for board_id in board_ids():
+        assert load_profile(board_id).board_id == board_id
+
+
+def test_every_figure_states_condition_and_source() -> None:
+    for board_id in board_ids():
+        content = tomllib.loads((BOARDS / f"{board_id}.toml").read_text(encoding="utf-8"))
+        figures = [entry for name in ("cpu", "memory", "power", "link") for entry in content.get(name, {}).values()]
+        assert figures, board_id
+        for figure in figures:
+            assert isinstance(figure["value"], int | float)
+            assert figure["condition"]
+            assert figure["source"]
+
+
+def test_published_figures_of_the_pi_4() -> None:
+    profile = load_profile("rpi-4b")
+    assert profile.idle_w is not None
+    assert profile.load_w is not None
+    assert (profile.idle_w.value, profile.load_w.value) == (1.6, 5.0)
+    assert "wall" in profile.load_w.condition
+
+
+def test_unmeasured_power_stays_unknown() -> None:
+    profile = load_profile("jetson-xavier-nx")
+    assert profile.idle_w is None
+    assert not profile.has_power_model
+
+
+@pytest.mark.parametrize("name", ["", "rpi-9", "../setup", "rpi-4b.toml"])
+def test_unknown_board_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(UnknownBoardError, match="rpi-4b"):
+        load_profile(name)
