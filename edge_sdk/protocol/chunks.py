@@ -83,7 +83,7 @@ class Assembly:
                 leave too many separate ranges.
         """
         start, stop = chunk.offset, chunk.offset + len(chunk.data)
-        if chunk.digest != self.digest or start < 0 or stop > self.blob_bytes:
+        if chunk.digest != self.digest or not 0 <= start < stop <= self.blob_bytes:
             raise DecodeError("a chunk that is not of this blob", reason=Reason.FOREIGN_CHUNK)
         # Ranges first..last - 1 overlap or touch the new one and become one with it.
         first = bisect_left(self._stops, start)

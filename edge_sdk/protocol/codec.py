@@ -43,7 +43,10 @@ def encode(value: object) -> bytes:
             too deeply.
     """
     _check_value(value, depth=0)
-    return cbor2.dumps(value, canonical=True)
+    try:
+        return cbor2.dumps(value, canonical=True)
+    except UnicodeEncodeError as error:
+        raise LocalProtocolError("text that UTF-8 cannot carry") from error
 
 
 def decode(data: bytes, *, bytes_max: int, items_max: int = CBOR_ITEMS_MAX) -> object:

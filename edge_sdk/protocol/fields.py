@@ -7,6 +7,7 @@ knows whose fault it is.
 from __future__ import annotations
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -30,18 +31,28 @@ class Field(Protocol):
         ...
 
 
+class _Plain(ABC):
+    """A field whose value is encoded as it is."""
+
+    __slots__ = ()
+
+    def lower(self, value: Any) -> object:
+        """Check and keep."""
+        return self.lift(value)
+
+    @abstractmethod
+    def lift(self, plain: object) -> Any:
+        """Check and keep."""
+
+
 @dataclass(frozen=True, slots=True)
-class Int:
+class Int(_Plain):
     """An integer in ``minimum..maximum``."""
 
     minimum: int
     maximum: int
     reason: Reason = Reason.MALFORMED
     """Of a value out of range."""
-
-    def lower(self, value: Any) -> object:
-        """Check and keep."""
-        return self.lift(value)
 
     def lift(self, plain: object) -> int:
         """Check and keep."""
@@ -53,15 +64,11 @@ class Int:
 
 
 @dataclass(frozen=True, slots=True)
-class Bytes:
+class Bytes(_Plain):
     """A byte string of ``minimum..maximum`` bytes."""
 
     minimum: int
     maximum: int
-
-    def lower(self, value: Any) -> object:
-        """Check and keep."""
-        return self.lift(value)
 
     def lift(self, plain: object) -> bytes:
         """Check and keep."""
@@ -72,15 +79,11 @@ class Bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class Text(_Plain):
     """Text of ``minimum..maximum`` bytes in UTF-8."""
 
     minimum: int = 0
     maximum: int = TEXT_BYTES_MAX
-
-    def lower(self, value: Any) -> object:
-        """Check and keep."""
-        return self.lift(value)
 
     def lift(self, plain: object) -> str:
         """Check and keep."""
@@ -95,12 +98,8 @@ class Text:
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class Name(_Plain):
     """A name by the rule of ``ids.check_name``."""
-
-    def lower(self, value: Any) -> object:
-        """Check and keep."""
-        return self.lift(value)
 
     def lift(self, plain: object) -> str:
         """Check and keep."""
@@ -110,12 +109,8 @@ class Name:
 
 
 @dataclass(frozen=True, slots=True)
-class Bool:
+class Bool(_Plain):
     """A truth value."""
-
-    def lower(self, value: Any) -> object:
-        """Check and keep."""
-        return self.lift(value)
 
     def lift(self, plain: object) -> bool:
         """Check and keep."""
@@ -147,7 +142,7 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True)
-class Sequence:
+class Array:
     """An array of ``minimum..maximum`` items of one kind; a tuple as a value."""
 
     item: Field
@@ -177,7 +172,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, slots=True)
-class Optional:
+class Nullable:
     """A field that may be None."""
 
     field: Field

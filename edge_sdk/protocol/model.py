@@ -11,6 +11,7 @@ from edge_sdk.protocol import merkle
 from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX, PARAMETERS_MAX
 from edge_sdk.protocol.messages import ModelParams, Reason
+from edge_sdk.protocol.schema import check_tensor
 from edge_sdk.protocol.wire import to_bytes
 
 _VALUE_BYTES: Final = 4
@@ -22,10 +23,11 @@ def model_root(params: ModelParams) -> Digest:
 
 
 def check_params(params: ModelParams) -> None:
-    """Check what holds between the tensors, and every value; ``wire`` has checked each tensor's own parts.
+    """Check that each tensor's parts fit together, that the tensors do, and every value.
 
     Raises:
-        DecodeError: two tensors of one name, too many parameters, or a value beyond ``MODEL_VALUE_MAX``.
+        DecodeError: parts that contradict each other, two tensors of one name, too many parameters, or a value beyond
+        ``MODEL_VALUE_MAX``.
 
     Cost: two passes over the values, about 20 ns each; one copy of the largest tensor.
     """
@@ -36,6 +38,7 @@ def check_params(params: ModelParams) -> None:
     if count > PARAMETERS_MAX:
         raise DecodeError(f"{count} parameters, at most {PARAMETERS_MAX} are accepted", reason=Reason.SHAPE)
     for tensor in params.tensors:
+        check_tensor(tensor)
         values = array("i", tensor.values)
         if sys.byteorder == "big":
             values.byteswap()

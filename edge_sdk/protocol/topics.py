@@ -1,6 +1,7 @@
 """MQTT topics.
 
-The segment of a device or miner is its name in the broker's access list, so a pattern ACL can hold everybody to their own.
+The segment of a device or miner is its name in the broker's access list, so a pattern ACL can hold everybody to their
+own.
 
 ::
 
