@@ -60,16 +60,16 @@ def check_examples(x: npt.NDArray[np.generic], y: npt.NDArray[np.generic], *, pl
         raise ConfigError(f"{place}: y has shape {y.shape} and type {y.dtype}: expected integers, shape (n,)")
     if len(x) != len(y) or len(x) == 0:
         raise ConfigError(f"{place}: {len(x)} rows in x and {len(y)} in y: expected as many of each, at least one")
-    if not 2 <= class_count <= CLASSES_MAX:
-        raise ConfigError(f"{place}: {class_count} classes: expected 2..{CLASSES_MAX}")
     labels = y.astype(np.int64)
     outside = np.flatnonzero((labels < 0) | (labels >= class_count))
     if len(outside):
         row = int(outside[0])
         raise ConfigError(f"{place}: y[{row}] = {labels[row]}: expected a label in 0..{class_count - 1}")
+    if len(np.unique(labels)) < 2:
+        raise ConfigError(f"{place}: every label is {labels[0]}: expected at least two classes")
+    if not 2 <= class_count <= CLASSES_MAX:
+        raise ConfigError(f"{place}: {class_count} classes: expected 2..{CLASSES_MAX}")
     if np.issubdtype(x.dtype, np.floating):
         finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
         if not finite.all():
             raise ConfigError(f"{place}: x[{int(np.argmin(finite))}] holds a value that is not finite")
-    if len(np.unique(labels)) < 2:
-        raise ConfigError(f"{place}: every label is {labels[0]}: expected at least two classes")

@@ -57,13 +57,14 @@ def _stratified_folds(
         raise ConfigError(
             f"{miners} folds of {fold_examples} examples from {len(y)}: expected at most half of the training data"
         )
-    # Walk through all classes at the same relative pace, and give every n-th example of that walk to miner n.
+    # Walk through all classes at the same relative pace and stop after what the folds need; then deal class by class.
     pace = np.empty(len(y), dtype=np.float64)
     for label in np.unique(y):
         members = rng.permutation(np.flatnonzero(y == label))
         pace[members] = (np.arange(len(members)) + 0.5) / len(members)
     walk = np.lexsort((y, pace))[: fold_examples * miners]
-    return [np.sort(walk[miner::miners]) for miner in range(miners)]
+    by_class = walk[np.argsort(y[walk], kind="stable")]
+    return [np.sort(by_class[miner::miners]) for miner in range(miners)]
 
 
 def _folds_of_owners(
