@@ -10,6 +10,7 @@ from typing import Final
 
 from coordinator.enrolment.config import SECTION as ENROLMENT_SECTION
 from coordinator.enrolment.config import EnrolmentConfig, read_enrolment
+from edge_sdk.adapters.mqtt import BrokerSettings
 from edge_sdk.config import Key, Kind, Schema, Section, Table, load
 from edge_sdk.errors import ConfigError, DecodeError
 from edge_sdk.protocol.ids import MinerId, check_name
@@ -32,21 +33,6 @@ class Behaviour(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BrokerConfig:
-    """One MQTT broker."""
-
-    host: str
-    port: int
-    tls: bool
-    ca_file: Path | None
-    cert_file: Path | None
-    key_file: Path | None
-    username: str | None
-    password_file: Path | None
-    keepalive_s: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class MinerConfig:
     """Everything a miner process is told. Paths are absolute or relative to the working directory."""
 
@@ -59,7 +45,7 @@ class MinerConfig:
     fold_file: Path
     abci: str
     rpc: str
-    brokers: tuple[BrokerConfig, ...]
+    brokers: tuple[BrokerSettings, ...]
     http_host: str
     http_port: int
     public_url: str
@@ -211,8 +197,8 @@ def load_config(path: Path) -> MinerConfig:
     )
 
 
-def _broker(table: Table) -> BrokerConfig:
-    return BrokerConfig(
+def _broker(table: Table) -> BrokerSettings:
+    return BrokerSettings(
         host=table.text("host"),
         port=table.integer("port"),
         tls=table.flag("tls"),
