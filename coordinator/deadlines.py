@@ -1,7 +1,7 @@
 """When a miner's patience with a phase ends: the only door by which its clock reaches the ordered log.
 
-A block is collected for ``tau_ms`` at most once something waits; committing and revealing last ``phase_ms`` each. A tick
-alone decides nothing: more than 2/3 of the power must run out of patience.
+A block is collected for ``tau_ms`` at most, once something waits; committing and revealing last ``phase_ms`` each. A
+tick alone decides nothing: more than 2/3 of the power must run out of patience.
 """
 
 from __future__ import annotations
