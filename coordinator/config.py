@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from coordinator.behaviour import Behaviour
 from coordinator.enrolment.config import SECTION as ENROLMENT_SECTION
 from coordinator.enrolment.config import EnrolmentConfig, read_enrolment
 from edge_sdk.adapters.mqtt import BrokerSettings
@@ -20,16 +20,6 @@ _URL: Final = re.compile(r"https?://[^/\s]+")
 _PORT_MAX: Final = 65_535
 _UNIX_PATH_BYTES_MAX: Final = 107
 """Length of ``sun_path`` on Linux, without its end."""
-
-
-class Behaviour(StrEnum):
-    """How a miner misbehaves, in demonstrations and tests. Empty: not at all."""
-
-    HONEST = ""
-    LYING_SCORES = "lying-scores"
-    LYING_RECEIPTS = "lying-receipts"
-    LYING_ROOTS = "lying-roots"
-    SILENT = "silent"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
