@@ -1,4 +1,4 @@
-"""How a miner lies, for demonstrations and fault tests: small falsifications, applied where an honest miner would speak.
+"""How a miner lies, for demonstrations and fault tests: falsifications, applied where an honest miner would speak.
 
 Nothing here weakens a check. A lying miner runs the honest program up to the moment of its lie, so that what catches it
 is the protocol of the others.
