@@ -1,0 +1,113 @@
+"""The participant: one step of the device's protocol.
+
+``apply(state, event)`` gives the next state and what to do about it. It neither waits nor touches anything; the app
+carries out the effects in order and brings the answers back as events. After every event the machine looks at what it
+owes (``_advance``), so that nothing depends on an effect having been carried out before a crash: a restart with
+``Restored`` finds the same duties.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import assert_never
+
+from edge_sdk.participant import events as e
+from edge_sdk.participant import models, training, updates
+from edge_sdk.participant.models import Step
+from edge_sdk.participant.state import State
+
+
+def apply(state: State, event: e.Event) -> Step:
+    """Step the machine.
+
+    Returns:
+        The next state, and the effects in the order in which they must be carried out.
+    """
+    state, first = _react(state, event)
+    state, then = _advance(state, event.now_ms)
+    return state, (*first, *then)
+
+
+def next_due_ms(state: State) -> int | None:
+    """When the next ``Tick`` is worth its while, at the latest; None when only an event can change anything."""
+    times = [offer.due_ms for offer in state.offers] if state.installing is None else []
+    times += [update.due_ms for update in state.updates] if state.is_linked else []
+    times += [update.created_ms + state.rules.outbox_age_ms_max + 1 for update in state.updates]
+    times += [] if state.retrain_ms is None else [state.retrain_ms]
+    times += [] if state.job is None or state.job.store_due_ms is None else [state.job.store_due_ms]
+    return min(times, default=None)
+
+
+def _react(state: State, event: e.Event) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case per event
+    """What this event changes by itself."""
+    match event:
+        case e.Restored():
+            return _restore(state, event)
+        case e.LinkUp(now_ms):
+            return updates.reconnected(replace(state, is_linked=True), now_ms), ()
+        case e.LinkDown():
+            return replace(state, is_linked=False), ()
+        case e.ModelAnnounced(_, time_s, announcement):
+            return models.consider(state, announcement, time_s=time_s)
+        case e.ModelFetched(_, version):
+            return models.fetched(state, version)
+        case e.ModelTested(_, version):
+            return models.tested(state, version)
+        case e.ModelFailed(now_ms, version, why):
+            return models.failed(state, version, why, now_ms)
+        case e.ModelInstalled(_, model):
+            return models.installed(state, model)
+        case e.ModeChanged(_, mode):
+            return training.mode_changed(state, mode)
+        case e.TrainingEnded(_, base_version):
+            return training.ended(state, base_version)
+        case e.TrainingFailed(now_ms, base_version, why):
+            return training.failed(state, base_version, why, now_ms)
+        case e.UpdateMade():
+            return training.made(state, event)
+        case e.UpdateStored(now_ms, digest):
+            return training.stored(state, digest, now_ms)
+        case e.StoreFailed(now_ms, digest, why):
+            return training.store_failed(state, digest, why, now_ms)
+        case e.ChunkSent(_, digest):
+            return updates.chunk_sent(state, digest), ()
+        case e.ReceiptArrived(now_ms, receipt):
+            return updates.receipt(state, receipt, now_ms)
+        case e.ResumeArrived(now_ms, resume):
+            return updates.resume(state, resume, now_ms)
+        case e.OutcomeArrived(_, outcome):
+            return updates.outcome(state, outcome)
+        case e.UpdateSettled(now_ms, digest):
+            return training.settled(state, digest, now_ms)
+        case e.Tick():
+            return state, ()
+        case _:
+            assert_never(event)
+
+
+def _advance(state: State, now_ms: int) -> Step:
+    """What is owed by now, whatever happened."""
+    effects: tuple[e.Effect, ...] = ()
+    for owed in (models.choose, training.start, updates.drive):
+        state, more = owed(state, now_ms)
+        effects = (*effects, *more)
+    return state, effects
+
+
+def _restore(state: State, event: e.Restored) -> Step:
+    state = replace(
+        state,
+        installed=event.installed,
+        version_floor=event.version_floor,
+        last_trained=event.last_trained,
+        next_seq=event.next_seq,
+        updates=tuple(updates.restore(saved, event.now_ms) for saved in event.updates),
+    )
+    effects: tuple[e.Effect, ...] = ()
+    for update in state.updates:  # a quorum may have been complete before the restart
+        state, more = updates.judge(state, update, event.now_ms)
+        effects = (*effects, *more)
+    if event.job_base is not None:
+        state, more = training.take_up(state, event.job_base)
+        effects = (*effects, *more)
+    return state, effects
