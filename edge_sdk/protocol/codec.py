@@ -55,7 +55,7 @@ def decode(data: bytes, *, bytes_max: int, items_max: int = CBOR_ITEMS_MAX) -> o
     Args:
         data: Untrusted bytes.
         bytes_max: Longest input that the caller accepts.
-        items_max: Most data items, at all levels together.
+        items_max: Most data items and map keys, at all levels together.
 
     Raises:
         DecodeError: they are not. ``reason`` is ``OVERSIZE`` for too many bytes, else ``MALFORMED``.
@@ -108,9 +108,6 @@ class _Walker:
     def _item(self, *, depth: int) -> None:
         if depth > CBOR_DEPTH_MAX:
             raise _malformed(f"nested more than {CBOR_DEPTH_MAX} levels deep")
-        self._items_left -= 1
-        if self._items_left < 0:
-            raise _malformed("too many items")
         major, argument = self._head()
         if major in (_BYTES, _TEXT):
             self._check_left(argument)
@@ -135,7 +132,10 @@ class _Walker:
             self._item(depth=depth + 1)
 
     def _head(self) -> tuple[int, int]:
-        """Read the head of an item: its major type and its argument."""
+        """Read the head of an item or key: its major type and its argument."""
+        self._items_left -= 1
+        if self._items_left < 0:
+            raise _malformed("too many items")
         self._check_left(1)
         major, info = divmod(self._data[self._position], 32)
         self._position += 1

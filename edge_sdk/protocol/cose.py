@@ -168,8 +168,13 @@ def verify_vote(
 
 
 def signature_input(protected: bytes, payload: bytes, *, domain: Domain, chain_id: ChainId) -> bytes:
-    """Bytes that are signed: the Sig_structure of RFC 9052 section 4.4."""
-    return encode([_CONTEXT, protected, encode([domain, chain_id]), payload])
+    """Bytes that are signed; domain and chain id are authenticated without being sent."""
+    return _sig_structure(protected, encode([domain, chain_id]), payload)
+
+
+def _sig_structure(protected: bytes, external: bytes, payload: bytes) -> bytes:
+    """RFC 9052 section 4.4."""
+    return encode([_CONTEXT, protected, external, payload])
 
 
 def _protected(alg: Algorithm, domain: Domain, sender: str) -> bytes:

@@ -156,9 +156,10 @@ class Array:
         if not isinstance(value, tuple):
             raise _mismatch("a tuple", value)
         _check_count(len(value), self.minimum, self.maximum, "items")
+        lowered = [self.item.lower(item) for item in value]
         if self.check is not None:
             self.check(value)
-        return [self.item.lower(item) for item in value]
+        return lowered
 
     def lift(self, plain: object) -> tuple[Any, ...]:
         """Lift each item, once their number is known to be right."""
@@ -201,14 +202,14 @@ class Record:
         """Return the map of a message."""
         if type(value) is not self.cls:
             raise _mismatch(f"a {self.cls.__name__}", value)
-        if self.check is not None:
-            self.check(value)
         lowered: dict[int, object] = {}
         for key, (name, field) in enumerate(self.fields.items(), start=1):
             try:
                 lowered[key] = field.lower(getattr(value, name))
             except DecodeError as error:
                 raise self._at(name, error) from error
+        if self.check is not None:
+            self.check(value)
         return lowered
 
     def lift(self, plain: object) -> Any:
