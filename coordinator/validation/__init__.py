@@ -1,0 +1,1 @@
+"""Validation of updates: folds and scores of one miner, and the verdict of all."""
