@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import secrets
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from coordinator.enrolment.authority import DeviceRequest, Issued
 from coordinator.enrolment.records import Alarm, Claim, EnrolmentRefusedError, Member, MemberStatus, Refusal
@@ -75,6 +76,8 @@ class ClaimStore:
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self._connection = connection
         self._path = path
+        # The enrolment desk works in a thread, the registrar in the event loop: one connection, one user at a time.
+        self._lock = threading.Lock()
 
     @classmethod
     def open(cls, path: Path) -> ClaimStore:
@@ -128,7 +131,7 @@ class ClaimStore:
 
     def claims(self) -> list[Claim]:
         """Every claim, by device."""
-        rows = self._connection.execute("SELECT device_id, expiry_s, used_s FROM claims ORDER BY device_id, expiry_s")
+        rows = self._read("SELECT device_id, expiry_s, used_s FROM claims ORDER BY device_id, expiry_s")
         return [Claim(device_id=DeviceId(row[0]), expiry_s=row[1], used_s=row[2]) for row in rows]
 
     def redeem(self, token: str, request: DeviceRequest, *, issue: Callable[[], Issued], now_s: int) -> Member:
@@ -197,16 +200,16 @@ class ClaimStore:
 
     def member(self, device_id: DeviceId) -> Member | None:
         """One device."""
-        return self._member(device_id)
+        rows = self._read("SELECT * FROM members WHERE device_id = ?", device_id)
+        return _read_member(rows[0]) if rows else None
 
     def members(self) -> list[Member]:
         """Every device, by name."""
-        return [_read_member(row) for row in self._connection.execute("SELECT * FROM members ORDER BY device_id")]
+        return [_read_member(row) for row in self._read("SELECT * FROM members ORDER BY device_id")]
 
     def unsettled(self) -> list[Member]:
         """Devices whose state the ledger does not show yet."""
-        rows = self._connection.execute("SELECT * FROM members WHERE settled = 0 ORDER BY device_id")
-        return [_read_member(row) for row in rows]
+        return [_read_member(row) for row in self._read("SELECT * FROM members WHERE settled = 0 ORDER BY device_id")]
 
     def mark_settled(self, member: Member) -> None:
         """The ledger shows this very state of the device."""
@@ -225,12 +228,12 @@ class ClaimStore:
 
     def revoked_certificates(self, *, now_s: int) -> list[int]:
         """Serial numbers for the revocation list; certificates past their end need no entry."""
-        rows = self._connection.execute("SELECT number FROM certificates WHERE revoked = 1 AND expiry_s > ?", (now_s,))
+        rows = self._read("SELECT number FROM certificates WHERE revoked = 1 AND expiry_s > ?", now_s)
         return [int(row[0]) for row in rows]
 
     def alarms(self) -> list[Alarm]:
         """Every kept alarm, oldest first."""
-        rows = self._connection.execute("SELECT time_s, device_id, kind, note FROM alarms ORDER BY id")
+        rows = self._read("SELECT time_s, device_id, kind, note FROM alarms ORDER BY id")
         return [Alarm(time_s=row[0], device_id=DeviceId(row[1]), kind=Refusal(row[2]), note=row[3]) for row in rows]
 
     def _admit(self, request: DeviceRequest, issued: Issued) -> Member:
@@ -268,12 +271,21 @@ class ClaimStore:
         return member
 
     def _present(self, request: DeviceRequest) -> Member:
-        member = self._member(request.device_id)
+        member = self.member(request.device_id)
         if member is None or member.status is not MemberStatus.ENROLLED or member.key != request.key:
             raise EnrolmentRefusedError("the device has been held or revoked since", refusal=Refusal.NOT_ENROLLED)
         return member
 
+    def _read(self, query: str, *values: str | int) -> list[Any]:
+        """Rows of a query outside of a transaction."""
+        with self._lock:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.DatabaseError as error:
+                raise StoreError(f"{self._path}: cannot be read: {error}") from error
+
     def _member(self, device_id: DeviceId) -> Member | None:
+        """Within the open transaction."""
         row = self._connection.execute("SELECT * FROM members WHERE device_id = ?", (device_id,)).fetchone()
         return None if row is None else _read_member(row)
 
@@ -300,16 +312,17 @@ class ClaimStore:
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """Write all or nothing; the lock is taken first, so that two processes cannot both read "unused"."""
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
+        with self._lock:
             try:
-                yield self._connection
-            except BaseException:
-                self._connection.execute("ROLLBACK")
-                raise
-            self._connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"{self._path}: cannot be written: {error}") from error
+                self._connection.execute("BEGIN IMMEDIATE")
+                try:
+                    yield self._connection
+                except BaseException:
+                    self._connection.execute("ROLLBACK")
+                    raise
+                self._connection.execute("COMMIT")
+            except sqlite3.OperationalError as error:
+                raise StoreError(f"{self._path}: cannot be written: {error}") from error
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:
