@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from edge_sdk.errors import DecodeError, NonFiniteError
-from edge_sdk.protocol.limits import CLASS_SCORES_MAX, SCORE_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE, WEIGHT_SHIFT
+from edge_sdk.protocol.limits import CLASS_SCORES_MAX, SCORE_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
 from edge_sdk.protocol.messages import ModelParams, Scores, UpdatePayload
 from edge_sdk.training.delta import decode_floats
 from edge_sdk.training.quantize import dequantize
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from edge_sdk.training.trainer import Evaluation, Trainer
 
 NORM_TOLERANCE: Final = 1.02
-"""Rounding to the int8 grid may lengthen a clipped delta by this much; measured below 1.01 on the demo's models."""
+"""Rounding to the int8 grid may lengthen a clipped delta by this much; normal, Laplace and Cauchy ones: below 1.01."""
 CLASS_ABSENT: Final = 255
 PERCENT: Final = 100
 _Q16: Final = 1 << 16
@@ -40,10 +40,12 @@ _Q16: Final = 1 << 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredUpdate:
-    """A candidate with its content; ``payload`` is None where no blob could be had."""
+    """A candidate with its content; ``payload`` is None where the blob could not be had or is no payload at all."""
 
     weight: int
     payload: UpdatePayload | None
+    is_available: bool = True
+    """Whether the blob could be had."""
 
 
 def score_block(
@@ -52,6 +54,7 @@ def score_block(
     base: ModelParams,
     updates: Sequence[ScoredUpdate],
     *,
+    total_weight: int,
     server_rate_q16: int,
     clip_norm_q16: int,
 ) -> Scores:
@@ -62,6 +65,7 @@ def score_block(
         fold: This miner's examples.
         base: Model that the block starts from.
         updates: Candidates in the order of the block, at least one.
+        total_weight: W of the merge if all of them are accepted, > 0.
         server_rate_q16: eta_g of the merge, times 2**16.
         clip_norm_q16: L2 bound that devices are to keep, times 2**16.
 
@@ -73,12 +77,11 @@ def score_block(
     """
     values = dequantize(base)
     start = trainer.evaluate(values, fold.x, fold.y)
-    total = len(updates) << WEIGHT_SHIFT
     scores, classes = [], [_recalls(start)]
     for update in updates:
-        share = update.weight / total * (server_rate_q16 / _Q16)
+        share = update.weight / total_weight * (server_rate_q16 / _Q16)
         score, evaluation = _score_update(
-            trainer, fold, base, values, update.payload, share=share, norm_max=clip_norm_q16 / _Q16 * NORM_TOLERANCE
+            trainer, fold, base, values, update, share=share, norm_max=clip_norm_q16 / _Q16 * NORM_TOLERANCE
         )
         scores.append(score)
         classes.append(bytes([CLASS_ABSENT]) * len(classes[0]) if evaluation is None else _recalls(evaluation))
@@ -90,15 +93,17 @@ def _score_update(
     fold: Fold,
     base: ModelParams,
     values: dict[str, npt.NDArray[np.float32]],
-    payload: UpdatePayload | None,
+    update: ScoredUpdate,
     *,
     share: float,
     norm_max: float,
 ) -> tuple[int, Evaluation | None]:
-    if payload is None:
+    if not update.is_available:
         return SCORE_UNAVAILABLE, None
+    if update.payload is None:
+        return SCORE_OUT_OF_BOUNDS, None
     try:
-        delta = decode_floats(payload, base)
+        delta = decode_floats(update.payload, base)
     except DecodeError:
         return SCORE_OUT_OF_BOUNDS, None
     norm = math.sqrt(math.fsum(float(np.square(part, dtype=np.float64).sum()) for part in delta.values()))
