@@ -1,0 +1,81 @@
+"""What a run learns from: the data set, dealt to devices and miners, and the model of version 0."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from coordinator.authoring import zoo
+from coordinator.datasets.arrays import load_npz
+from coordinator.datasets.digits import load_digits
+from coordinator.datasets.hapt import load_hapt
+from coordinator.datasets.idx import load_idx
+from coordinator.datasets.labelled import LabelledData
+from coordinator.datasets.split import Split, split
+from coordinator.demo.layout import DevicePlace, MinerPlace
+from coordinator.demo.options import Options
+from edge_sdk.errors import ConfigError
+from edge_sdk.protocol.messages import ModelParams
+from edge_sdk.training.artifact import Artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Material:
+    """Data and model, in memory."""
+
+    data: LabelledData
+    split: Split
+    artifact: Artifact
+    params: ModelParams
+    """Version 0."""
+
+
+def gather(options: Options) -> Material:
+    """Load, deal, build. Nothing is written and no process runs yet, so that every refusal is early.
+
+    Raises:
+        ConfigError: the data set cannot be read or dealt, or the model does not take it.
+    """
+    data = _load(options)
+    # Folds shrink with small data sets: at most a quarter of the training data is kept out of training.
+    fold_examples = min(options.preset.fold_examples, len(data.y_train) // (4 * options.miners))
+    if fold_examples < 1:
+        raise ConfigError(f"{len(data.y_train)} training examples for {options.miners} miners: expected more data")
+    parts = split(
+        data,
+        miners=options.miners,
+        devices=options.devices,
+        fold_examples=fold_examples,
+        partition=options.partition,
+        rng=np.random.default_rng(options.seed),
+    )
+    artifact, params = zoo.build(
+        options.model, data.input_shape, data.class_count, batch=options.preset.batch, seed=options.seed
+    )
+    return Material(data=data, split=parts, artifact=artifact, params=params)
+
+
+def write_examples(material: Material, miners: Sequence[MinerPlace], devices: Sequence[DevicePlace]) -> None:
+    """Write each miner's fold and each device's share into its own folder."""
+    data = material.data
+    for miner, rows in zip(miners, material.split.folds, strict=True):
+        _write(miner.folder / "fold.npz", data, rows)
+    for device, rows in zip(devices, material.split.shares, strict=True):
+        _write(device.data, data, rows)
+
+
+def _load(options: Options) -> LabelledData:
+    if options.dataset == "digits":
+        return load_digits()
+    assert options.data is not None, options.dataset
+    load = {"idx": load_idx, "hapt": load_hapt, "npz": load_npz}[options.dataset]
+    return load(options.data)
+
+
+def _write(path: Path, data: LabelledData, rows: npt.NDArray[np.int64]) -> None:
+    # Stored, not compressed: the device maps it instead of holding it.
+    np.savez(path, x=data.x_train[rows], y=data.y_train[rows])
