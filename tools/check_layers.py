@@ -84,6 +84,7 @@ LAYERS: Final = {
     "coordinator.ledger.store": Layer.ADAPTERS,
     "coordinator.ledger.blobs": Layer.ADAPTERS,
     "coordinator.ledger.replay": Layer.ADAPTERS,
+    "coordinator.ledger.schema": Layer.ADAPTERS,
     "coordinator.ordering": Layer.ADAPTERS,
     "coordinator.serving": Layer.ADAPTERS,
     "coordinator.enrolment": Layer.ADAPTERS,
