@@ -15,7 +15,7 @@ from typing import Final
 from coordinator.enrolment.claims import ClaimStore
 from coordinator.enrolment.records import Member, MemberStatus
 from coordinator.serving.view import DeviceView, Submit
-from edge_sdk.errors import StoreError, TransportError
+from edge_sdk.errors import RemoteProtocolError, StoreError, TransportError
 from edge_sdk.protocol import cose, wire
 from edge_sdk.protocol.ids import ChainId, DeviceId
 from edge_sdk.protocol.messages import Domain, Enrol, PublicKey, Reason, Revoke
@@ -75,7 +75,7 @@ class Registrar:
         while True:
             try:
                 await self.reconcile()
-            except (StoreError, TransportError) as error:
+            except (StoreError, TransportError, RemoteProtocolError) as error:
                 log.warning("registry not settled, trying again", extra={"error": str(error)})
             self._wake.clear()
             try:
@@ -92,6 +92,7 @@ class Registrar:
 
         Raises:
             TransportError: the log cannot be reached now.
+            RemoteProtocolError: its answer is none.
             StoreError: the claim store cannot be read or written.
         """
         waiting = 0
@@ -122,7 +123,7 @@ class Registrar:
         if result.code not in {Reason.NONE, Reason.DUPLICATE}:
             log.warning(
                 "registry transaction refused",
-                extra={"device": member.device_id, "reason": result.code.name, "info": result.info},
+                extra={"device": member.device_id, "reason": int(result.code), "info": result.info},
             )
 
     def _needed(self, member: Member) -> bytes | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import re
 from collections.abc import AsyncIterator
 from http import HTTPStatus
@@ -29,13 +30,15 @@ from coordinator.serving.metrics import MinerMetrics
 from coordinator.serving.observe import CountResponses
 from coordinator.serving.ranges import Span, UnsatisfiableRangeError, is_fresh, select_span
 from coordinator.serving.view import ChainView, ModelView, Submit
-from edge_sdk.errors import TransportError
+from edge_sdk.errors import RemoteProtocolError, TransportError
 from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.limits import TX_BYTES_MAX
 from edge_sdk.protocol.messages import Reason
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+
+log = logging.getLogger(__name__)
 
 BLOCKS_PER_PAGE: Final = 20
 BLOCKS_PER_PAGE_MAX: Final = 100
@@ -48,6 +51,7 @@ _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _IMMUTABLE: Final = "public, max-age=31536000, immutable"
 _REVALIDATE: Final = "no-cache"
+_REASONS: Final = frozenset(Reason)
 _RETRY_LATER: Final = {"retry-after": "1"}
 
 
@@ -172,15 +176,16 @@ class Endpoints:
         try:
             transaction = await read_body(request, bytes_max=TX_BYTES_MAX)
             result = await self._submit(transaction)
-        except TransportError as error:
+        except (TransportError, RemoteProtocolError) as error:
+            log.warning("transaction not submitted", extra={"error": str(error)})
             detail = "the ordered log cannot be reached"
             raise HTTPException(HTTPStatus.SERVICE_UNAVAILABLE, detail, headers=_RETRY_LATER) from error
         finally:
             self._submissions -= 1
-        accepted = result.code is Reason.NONE
+        accepted = result.code == Reason.NONE
         document = {
             "code": int(result.code),
-            "reason": result.code.name.lower(),
+            "reason": Reason(result.code).name.lower() if result.code in _REASONS else "unknown",
             "info": result.info,
             "tx_digest": hashlib.sha256(transaction).hexdigest(),
         }

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from edge_sdk.protocol.ids import ChainId, DeviceId, Digest, MinerId
-from edge_sdk.protocol.messages import BlockEntry, BlockHeader, Certificate, PublicKey, Reason
+from edge_sdk.protocol.messages import BlockEntry, BlockHeader, Certificate, PublicKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,11 +97,11 @@ class ChainView(Protocol):
 
 
 class Submitted(Protocol):
-    """Answer to a submitted transaction; ``coordinator.application.TxResult`` is one."""
+    """Answer to a submitted transaction; ``coordinator.ordering.rpc.Submission`` is one."""
 
     @property
-    def code(self) -> Reason:
-        """``Reason.NONE`` when the transaction was taken."""
+    def code(self) -> int:
+        """A ``Reason``; 0, ``Reason.NONE``, when the transaction was taken."""
 
     @property
     def info(self) -> str:
@@ -116,4 +116,5 @@ class Submit(Protocol):
 
         Raises:
             TransportError: the log cannot be reached now.
+            RemoteProtocolError: its answer is none.
         """
