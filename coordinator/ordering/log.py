@@ -106,11 +106,18 @@ class OrderedLog:
         try:
             # One thread at a time uses the connection: the executor of the chain.
             database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            log = cls(path, database, lock, origin)
-            log._prepare(chain_id)
         except sqlite3.DatabaseError as error:
             os.close(lock)
             raise _store_error(path, error) from error
+        log = cls(path, database, lock, origin)
+        try:
+            log._prepare(chain_id)
+        except sqlite3.DatabaseError as error:
+            log._release()
+            raise _store_error(path, error) from error
+        except BaseException:
+            log._release()
+            raise
         return log
 
     def _prepare(self, chain_id: str) -> None:
@@ -129,8 +136,19 @@ class OrderedLog:
             self.read(head)
 
     def close(self) -> None:
-        """Truncate the write-ahead log and let go of the file."""
-        self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Truncate the write-ahead log and let go of the file.
+
+        Raises:
+            StoreError: the truncation failed; nothing is lost by it.
+        """
+        try:
+            self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        except sqlite3.DatabaseError as error:
+            raise _store_error(self._path, error) from error
+        finally:
+            self._release()
+
+    def _release(self) -> None:
         self._database.close()
         os.close(self._lock)
 

@@ -180,13 +180,17 @@ class Sequencer:
             if not offered:
                 return False
             proposal = await self._propose(proposer, offered)
-            if proposal is not None and await self._is_accepted(proposal):
+            if proposal is None:
+                continue
+            if await self._is_accepted(proposal):
+                self._benches[proposer.miner_id].failures = 0
                 hit("sequencer.before_log")
                 await self._chain.append(proposal)
                 hit("sequencer.after_log")
                 self._mempool.included(proposal.txs)
                 self._last = proposal
                 return True
+            self._bench(proposer, "found no quorum")
         return False
 
     def _proposers(self) -> list[Member]:
@@ -199,15 +203,11 @@ class Sequencer:
     async def _propose(self, proposer: Member, offered: list[bytes]) -> Decided | None:
         """A proposer's choice among the waiting transactions; None when it has none."""
         time_s = max(self._chain.time_s, self._clock.time_s())
-        bench = self._benches[proposer.miner_id]
         try:
             txs = await proposer.prepare(offered, time_s=time_s)
         except (TransportError, RemoteProtocolError) as error:
-            bench.failures = min(bench.failures + 1, BENCH_DOUBLINGS_MAX)
-            bench.until_height = self._chain.height + len(self._members) * 2**bench.failures
-            _log.warning("%s failed to propose height %d: %s", proposer.miner_id, self._chain.height + 1, error)
+            self._bench(proposer, str(error))
             return None
-        bench.failures = 0
         chosen = set(txs)
         self._mempool.left_out([tx for tx in offered if tx not in chosen], proposer.miner_id)
         if not txs:
@@ -224,16 +224,21 @@ class Sequencer:
         accepted = 0
         waiting = set(votes)
         try:
-            while waiting and not self._chain.is_quorum(accepted):
+            while not self._chain.is_quorum(accepted):
+                if not self._chain.is_quorum(accepted + sum(votes[vote].power for vote in waiting)):
+                    return False
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 accepted += sum(votes[vote].power for vote in done if vote.result())
         finally:
             for vote in waiting:
                 vote.cancel()
-        if not self._chain.is_quorum(accepted):
-            _log.warning("height %d of %s found no quorum", proposal.height, proposal.proposer)
-            return False
         return True
+
+    def _bench(self, proposer: Member, problem: str) -> None:
+        bench = self._benches[proposer.miner_id]
+        bench.failures = min(bench.failures + 1, BENCH_DOUBLINGS_MAX)
+        bench.until_height = self._chain.height + len(self._members) * 2**bench.failures
+        _log.warning("%s failed to propose height %d: %s", proposer.miner_id, self._chain.height + 1, problem)
 
 
 async def run(config: SequencerConfig, *, clock: Clock | None = None) -> None:

@@ -62,7 +62,7 @@ def test_what_a_miner_refuses_is_not_ordered_and_what_no_proposer_wants_goes() -
             async def is_dropped() -> bool:
                 local = (await client.status())["local"]
                 assert isinstance(local, dict)
-                return local["dropped_txs"] == 1 and local["waiting_txs"] == 0
+                return (local["dropped_txs"], local["waiting_txs"]) == (1, 0)
 
             await until(is_dropped)
             assert await client.height() == 0  # no empty heights

@@ -4,8 +4,9 @@ Run as a process: ``python -m tests.support.hash_chain SOCKET DATABASE [BEHAVIOU
 given, twice if asked twice, so that its table shows what the engine did. Transactions: ``bad:`` fails the cheap check,
 ``late:`` passes it but is never proposed, ``fail:`` is executed without effect (code 7), everything else is fine.
 
-Behaviours: ``lie:H`` another app hash from height H on, ``hang:H`` never answers the execution of H, ``mute`` never proposes,
-``greedy`` proposes more than a height may hold, ``refuse`` votes no, ``error`` answers CheckTx with an exception.
+Behaviours: ``lie:H`` another app hash from height H on, ``hang:H`` never answers the execution of H, ``mute`` never
+proposes, ``greedy`` proposes more than a height may hold, ``refuse`` votes no, ``error`` answers CheckTx with an
+exception.
 """
 
 from __future__ import annotations

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -123,12 +125,12 @@ class Cluster:
 
     def executed(self, name: str) -> list[tuple[int, bytes]]:
         """(height, transaction) in the order in which an application executed them."""
-        with sqlite3.connect(f"file:{self.root / name}.sqlite3?mode=ro", uri=True) as database:
+        with closing(sqlite3.connect(f"file:{self.root / name}.sqlite3?mode=ro", uri=True)) as database:
             return database.execute("SELECT height, tx FROM executed ORDER BY rowid").fetchall()
 
     def app_hash(self, name: str) -> tuple[int, bytes]:
         """(height, app hash) that an application has committed."""
-        with sqlite3.connect(f"file:{self.root / name}.sqlite3?mode=ro", uri=True) as database:
+        with closing(sqlite3.connect(f"file:{self.root / name}.sqlite3?mode=ro", uri=True)) as database:
             row: tuple[int, bytes] = database.execute("SELECT height, app_hash FROM state").fetchone()
         return row
 
@@ -149,16 +151,23 @@ class Cluster:
         assert len({self.app_hash(name) for name in names or self.names}) == 1
 
 
-async def until(is_true: Callable[[], object], *, seconds: float = WAIT_S) -> None:
+def free_port() -> int:
+    """A TCP port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+async def until(is_true: Callable[[], Awaitable[bool]], *, seconds: float = WAIT_S) -> None:
     """Poll until an async predicate holds; a sequencer that is down counts as not yet."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            answer = is_true()
-            if await answer:  # type: ignore[misc]
+            if await is_true():
                 return
         except (TransportError, sqlite3.OperationalError):
             pass
         if time.monotonic() > deadline:
-            raise TimeoutError(is_true.__qualname__)
+            raise TimeoutError(repr(is_true))
         await asyncio.sleep(0.02)
