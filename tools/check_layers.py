@@ -93,9 +93,18 @@ LAYERS: Final = {
     "coordinator.intake": Layer.ADAPTERS,
     "coordinator.broker": Layer.ADAPTERS,
     "coordinator.config": Layer.ADAPTERS,
+    "coordinator.genesis_file": Layer.ADAPTERS,
+    "coordinator.json_log": Layer.ADAPTERS,
     "coordinator.miner": Layer.APPS,
     "coordinator.demo": Layer.APPS,
+    "coordinator.setup": Layer.APPS,
+    "coordinator.setup_texts": Layer.APPS,
     "coordinator.cli": Layer.APPS,
+    "coordinator.cli_ledger": Layer.APPS,
+    "coordinator.cli_miner": Layer.APPS,
+    "coordinator.cli_model": Layer.APPS,
+    "coordinator.cli_registry": Layer.APPS,
+    "coordinator.cli_sequencer": Layer.APPS,
     "coordinator.study": Layer.APPS,
 }
 
