@@ -8,7 +8,6 @@ Signatures are checked over the bytes as received, never over a re-encoding.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidSignature
@@ -33,8 +32,6 @@ _CONTENT_TYPE: Final = 3
 _KID: Final = 4
 _PROTECTED_BYTES_MAX: Final = 128
 _P256_COORDINATE_BYTES: Final = 32
-_KEY_CACHE_SIZE: Final = 1_024
-"""Parsed keys kept; parsing a P-256 point costs about as much as a fifth of a verification."""
 
 SENDER_REGISTRAR: Final = "registrar"
 
@@ -209,7 +206,6 @@ def _verify(key: PublicKey, signature: bytes, signed: bytes, sender: str) -> Non
         raise refused from error
 
 
-@lru_cache(maxsize=_KEY_CACHE_SIZE)
 def _load_key(key: PublicKey) -> Ed25519PublicKey | ec.EllipticCurvePublicKey:
     if key.algorithm is Algorithm.EDDSA:
         return Ed25519PublicKey.from_public_bytes(key.data)

@@ -1,6 +1,6 @@
 """Kinds of fields: each turns a value into what the codec encodes (``lower``) and back (``lift``), within its bounds.
 
-A message is a record of such fields; ``wire.py`` holds the table. Both directions raise ``DecodeError``; the caller
+A message is a record of such fields; ``schema.py`` holds the table. Both directions raise ``DecodeError``; the caller
 knows whose fault it is.
 """
 

@@ -2,11 +2,15 @@
 
 import dataclasses
 import inspect
+import pkgutil
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from edge_sdk import protocol
 from edge_sdk.errors import DecodeError, LocalProtocolError
 from edge_sdk.protocol import messages
 from edge_sdk.protocol.codec import decode, encode
@@ -123,6 +127,14 @@ def test_admission_sees_an_oversize_blob() -> None:
     """So that it can answer with a receipt that names the reason."""
     claimed = replace(examples.manifest(), blob_bytes=BLOB_BYTES_MAX + 1)
     assert from_bytes(UpdateManifest, to_bytes(claimed)) == claimed
+
+
+def test_the_contract_loads_without_numpy() -> None:
+    """An idle board reads messages, and has no memory to spare for arrays."""
+    names = [module.name for module in pkgutil.iter_modules(protocol.__path__, "edge_sdk.protocol.")]
+    program = f"import sys, {', '.join(names)}; sys.exit('numpy' in sys.modules)"
+    assert len(names) >= 14
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 
 def test_sizes_on_the_wire() -> None:
