@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 from typing import Any
 
-from coordinator.serving.view import BlockView, Health, ModelView
+from coordinator.ledger.rows import BlockRow
+from coordinator.serving.view import Health, ModelView
 from edge_sdk.protocol import digest, wire
 from edge_sdk.protocol.messages import BlockEntry, BlockHeader, Certificate
 
@@ -29,7 +30,7 @@ def model_document(model: ModelView) -> dict[str, Any]:
     }
 
 
-def block_document(block: BlockView) -> dict[str, Any]:
+def block_document(block: BlockRow) -> dict[str, Any]:
     """Describe one decided block; header and certificate also as the bytes that were hashed and signed."""
     certificate = block.certificate
     return {

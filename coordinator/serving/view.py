@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from coordinator.ledger.rows import BlockRow
 from edge_sdk.protocol.ids import ChainId, DeviceId, Digest, MinerId
-from edge_sdk.protocol.messages import BlockEntry, BlockHeader, Certificate, PublicKey
+from edge_sdk.protocol.messages import PublicKey
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,15 +29,6 @@ class ModelView:
     """Wire bytes of the ``Certificate``; None for version 0, which the trust anchor itself fixes."""
     announcement: bytes
     """Signed envelope of the ``Announcement``, as it is retained on the broker."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BlockView:
-    """One decided update block; ``certificate`` is None until more than 2/3 of the power have signed it."""
-
-    header: BlockHeader
-    entries: tuple[BlockEntry, ...]
-    certificate: Certificate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,10 +66,10 @@ class ChainView(Protocol):
     def model(self, version: int) -> ModelView | None:
         """Return one certified version, or None where it does not exist."""
 
-    def block(self, index: int) -> BlockView | None:
+    def block(self, index: int) -> BlockRow | None:
         """Return one decided block; indices start at 1."""
 
-    def blocks(self, first: int, limit: int) -> Sequence[BlockView]:
+    def blocks(self, first: int, limit: int) -> Sequence[BlockRow]:
         """Return up to ``limit`` decided blocks in rising order, from index ``first`` on."""
 
     def outcome(self, update_digest: Digest) -> bytes | None:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from coordinator.serving.view import BlockView, DeviceView, Health, ModelView
+from coordinator.ledger.rows import BlockRow
+from coordinator.serving.view import DeviceView, Health, ModelView
 from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import ChainId, DeviceId, Digest, MinerId, TaskId
 from edge_sdk.protocol.messages import (
@@ -25,7 +26,7 @@ TASK = TaskId("digits")
 MINER = MinerId("m0")
 
 
-def make_block(index: int) -> BlockView:
+def make_block(index: int) -> BlockRow:
     """A decided and certified block; its signatures are not real."""
     entry = BlockEntry(
         update_digest=sha256(b"update", bytes([index])),
@@ -64,7 +65,7 @@ def make_block(index: int) -> BlockView:
         expiry_s=2_000_000_000,
     )
     signatures = (MinerSignature(miner_id=MINER, signature=bytes(64)),)
-    return BlockView(
+    return BlockRow(
         header=header, entries=(entry,), certificate=Certificate(statement=statement, signatures=signatures)
     )
 
@@ -75,7 +76,7 @@ class FakeView:
 
     blob_dir: Path
     models: list[ModelView] = field(default_factory=list)
-    decided: list[BlockView] = field(default_factory=list)
+    decided: list[BlockRow] = field(default_factory=list)
     outcomes: dict[Digest, bytes] = field(default_factory=dict)
     devices: dict[DeviceId, DeviceView] = field(default_factory=dict)
     note: str = ""
@@ -105,10 +106,10 @@ class FakeView:
     def model(self, version: int) -> ModelView | None:
         return self.models[version] if version < len(self.models) else None
 
-    def block(self, index: int) -> BlockView | None:
+    def block(self, index: int) -> BlockRow | None:
         return self.decided[index - 1] if 1 <= index <= len(self.decided) else None
 
-    def blocks(self, first: int, limit: int) -> Sequence[BlockView]:
+    def blocks(self, first: int, limit: int) -> Sequence[BlockRow]:
         return self.decided[first - 1 : first - 1 + limit]
 
     def outcome(self, update_digest: Digest) -> bytes | None:
