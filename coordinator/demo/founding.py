@@ -20,15 +20,15 @@ from coordinator.demo.options import Options
 from coordinator.demo.workspace import Workspace
 from coordinator.enrolment.authority import Authority, miner_user, private_pem
 from coordinator.enrolment.claims import ClaimStore
+from coordinator.setup import build_genesis
 from edge_sdk.adapters.durable_files import PRIVATE_MODE, make_private_directory, write_file
 from edge_sdk.adapters.keys import create_key
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
-from edge_sdk.protocol.digest import genesis_digest, sha256
+from edge_sdk.protocol.digest import genesis_digest
 from edge_sdk.protocol.ids import ChainId, TaskId
 from edge_sdk.protocol.messages import Algorithm, Codec, Genesis, MinerRecord, TaskParams
-from edge_sdk.protocol.model import model_root
 
 PHASE_S: Final = 3.0
 """Patience of a miner with a commit or reveal phase; scoring takes a fraction of it."""
@@ -100,6 +100,7 @@ def found(options: Options, workspace: Workspace, material: Material, broker_kin
         _write_password(miner.folder, users[miner_user(miner.miner_id)])
     for device in devices:
         _write_password(device.folder, users[device.device_id])
+        write_file(device.folder / "artifact.flm", material.artifact.data)
 
     office = _open_office(workspace, devices)
     context = settings.Context(
@@ -135,7 +136,6 @@ def found(options: Options, workspace: Workspace, material: Material, broker_kin
 
 def _genesis(options: Options, workspace: Workspace, material: Material, miners: Sequence[MinerPlace]) -> Genesis:
     preset = options.preset
-    model = wire.to_bytes(material.params)
     registrar = create_key(workspace.root / "ca" / "registrar.pem", Algorithm.EDDSA)
     records = tuple(
         MinerRecord(
@@ -146,7 +146,7 @@ def _genesis(options: Options, workspace: Workspace, material: Material, miners:
         )
         for number, miner in enumerate(miners, start=1)
     )
-    return Genesis(
+    return build_genesis(
         chain_id=ChainId(f"demo-{options.dataset}-{secrets.token_hex(4)}"),
         task=TaskId(options.dataset),
         created_s=SystemClock().time_s(),
@@ -170,10 +170,8 @@ def _genesis(options: Options, workspace: Workspace, material: Material, miners:
             learning_rate_q24=round(preset.learning_rate * Q24),
             example_count_max=len(material.data.y_train),
         ),
-        artifact_digest=material.artifact.digest,
-        model_root=model_root(material.params),
-        model_digest=sha256(model),
-        model_bytes=len(model),
+        artifact=material.artifact.data,
+        model=material.params,
     )
 
 

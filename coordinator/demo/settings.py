@@ -118,10 +118,15 @@ def device_toml(context: Context, device: DevicePlace) -> str:
                 work_dir=".",
                 slowdown=SLOWDOWN if is_slow else 1.0,
                 seed=options.seed,
+            ),
+            _table("[trust]", genesis_digest=context.genesis_digest.hex()),
+            _table(
+                "[enrolment]",
+                url=f"https://127.0.0.1:{context.enrolment_port}",
+                ca_file=CA_FILE,
                 claim_file=CLAIM_FILE,
             ),
-            _table("[trust]", genesis_file="genesis.cbor", genesis_digest=context.genesis_digest.hex()),
-            _broker(context, device.device_id),
+            _broker(context, device.device_id, **({} if context.is_mqtt5 else {"protocol": "3.1.1"})),
             _table("[miners]", urls=[miner.url for miner in context.miners]),
             _table("[board]", profile=options.board),
             _table("[behaviour]", byzantine=options.byzantine.kind if is_hostile else ""),
@@ -129,13 +134,14 @@ def device_toml(context: Context, device: DevicePlace) -> str:
     )
 
 
-def _broker(context: Context, user: str) -> str:
+def _broker(context: Context, user: str, **more: Setting) -> str:
     return _table(
         "[[broker]]",
         host="127.0.0.1",
         port=context.broker_port,
         username=user,
         password_file=PASSWORD_FILE,
+        **more,
     )
 
 
