@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from edge_sdk.errors import DecodeError, SignatureError
+from edge_sdk.errors import DecodeError, LocalProtocolError, SignatureError
 from edge_sdk.protocol.codec import decode, encode
 from edge_sdk.protocol.ids import ChainId, MinerId, check_name
 from edge_sdk.protocol.limits import ENVELOPE_BYTES_MAX, NAME_CHARS_MAX, SIGNATURE_BYTES
@@ -99,7 +99,15 @@ class Envelope:
 
 
 def sign(payload: bytes, *, signer: Signer, domain: Domain, chain_id: ChainId, sender: str) -> bytes:
-    """Return the envelope of a payload."""
+    """Return the envelope of a payload.
+
+    Raises:
+        LocalProtocolError: ``sender`` is not a name, so nobody would read the envelope.
+    """
+    try:
+        check_name(sender, what="sender")
+    except DecodeError as error:
+        raise LocalProtocolError(str(error)) from error
     protected = _protected(signer.algorithm, domain, sender)
     signature = signer.sign(signature_input(protected, payload, domain=domain, chain_id=chain_id))
     return _TAG_SIGN1 + encode([protected, {}, payload, signature])

@@ -4,7 +4,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_sdk.errors import DecodeError, SignatureError
+from edge_sdk.errors import DecodeError, LocalProtocolError, SignatureError
 from edge_sdk.protocol import cose
 from edge_sdk.protocol.cose import SoftwareSigner
 from edge_sdk.protocol.digest import update_digest
@@ -83,6 +83,13 @@ def test_an_envelope_beyond_its_bound_is_refused_unread() -> None:
         cose.peek(envelope)
     assert caught.value.reason is Reason.OVERSIZE
     assert cose.peek(envelope, bytes_max=len(envelope)).payload == bytes(ENVELOPE_BYTES_MAX)
+
+
+def test_no_envelope_is_made_that_nobody_would_read() -> None:
+    signer = SIGNERS[0].values[0]
+    assert isinstance(signer, SoftwareSigner)
+    with pytest.raises(LocalProtocolError, match="sender"):
+        cose.sign(b"payload", signer=signer, domain=Domain.UPDATE, chain_id=CHAIN, sender="Rpi 17")
 
 
 def test_only_p256_signs_es256() -> None:
