@@ -125,7 +125,7 @@ def draw(devices: tuple[DevicePlace, ...], state: RunState, *, title: str) -> Pa
     """The whole view."""
     head = Text(f"{state.elapsed_s:5.1f} of {state.limit_s:.0f} s   {state.stage}\n{summary(state)}")
     events = Text("\n".join(f"{event.seconds:5.1f} s  {event.text}" for event in state.events[-EVENTS_SHOWN:]), "dim")
-    parts = [head, _devices_table(devices, state), _blocks_table(state.progress.blocks)]
+    parts: tuple[Text | Table, ...] = (head, _devices_table(devices, state), _blocks_table(state.progress.blocks))
     return Panel(Group(*parts, Text(sparkline(state.progress.curve), "green"), events), title=title)
 
 
