@@ -6,11 +6,16 @@ import asyncio
 import hashlib
 import socket
 import stat
+import sys
 
 import pytest
 
-from edge_sdk.errors import TransportError
-from tests.support.ordering import Cluster, until
+from coordinator.ordering.log import OrderedLog
+from coordinator.ordering.sequencer import Sequencer
+from coordinator.ordering.sequencer_config import SequencerConfig
+from edge_sdk.adapters.system_clock import SystemClock
+from edge_sdk.errors import StoreError, TransportError
+from tests.support.ordering import ROOT, SEQUENCER, Cluster, until
 
 
 def run_until_agreed(*txs: bytes) -> None:
@@ -268,5 +273,48 @@ def test_hostile_rpc_input_gets_an_error_and_the_engine_goes_on() -> None:
             await cluster.submit(b"still here")
             await cluster.until_executed({b"still here"})
             assert "Traceback" not in cluster.log_text("sequencer")
+
+    asyncio.run(scenario())
+
+
+def test_a_second_sequencer_on_the_same_log_ends_with_one_line() -> None:
+    async def scenario() -> None:
+        async with Cluster() as cluster:
+            cluster.start()
+            cluster.start("sequencer")
+            await cluster.until_live()
+            config = cluster.root / "sequencer.toml"
+            second = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", SEQUENCER, str(config), cwd=ROOT, stderr=asyncio.subprocess.PIPE
+            )
+            _, text = await asyncio.wait_for(second.communicate(), 10)
+            assert second.returncode == 1
+            assert text.decode().splitlines()[-1].startswith("edge_sdk.errors.ConfigError: ")
+            await cluster.submit(b"tx")
+            await cluster.until_executed({b"tx"})
+
+    asyncio.run(scenario())
+
+
+def test_a_log_that_cannot_be_written_stops_the_engine_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_log: OrderedLog, _decided: object) -> None:
+        raise StoreError("database or disk is full")
+
+    async def scenario() -> None:
+        async with Cluster() as cluster:
+            cluster.start()
+            with monkeypatch.context() as patch:
+                patch.setattr(OrderedLog, "append", full)
+                engine = Sequencer(SequencerConfig.load(cluster.root / "sequencer.toml"), clock=SystemClock())
+                running = asyncio.create_task(engine.run(asyncio.Event()))
+                await cluster.until_live()
+                await cluster.submit(b"tx")
+                with pytest.raises(StoreError, match="full"):
+                    await asyncio.wait_for(running, 5)
+            cluster.start("sequencer")
+            await cluster.until_live()
+            await cluster.submit(b"tx")
+            await cluster.until_executed({b"tx"})
+            cluster.check_agreement()
 
     asyncio.run(scenario())

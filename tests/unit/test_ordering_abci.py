@@ -337,7 +337,7 @@ def test_nobody_listens(folder: Path) -> None:
 def test_field_numbers_are_those_of_cometbft() -> None:
     """Bytes as CometBFT v0.38 writes them, worked out by hand from its numbers: tag = number << 3 | type."""
     finalize = abci.Request.FromString(
-        bytes.fromhex("a20114" + "0a0161" + "1200" + "2201ff" + "2807" + "32020809" + "4202aabb")
+        bytes.fromhex("a20112" + "0a0161" + "1200" + "2201ff" + "2807" + "32020809" + "4202aabb")
     ).finalize_block
     assert (list(finalize.txs), finalize.hash, finalize.height) == ([b"a"], b"\xff", 7)
     assert (finalize.time.seconds, finalize.proposer_address) == (9, b"\xaa\xbb")
