@@ -40,7 +40,7 @@ def gather(options: Options) -> Material:
     Raises:
         ConfigError: the data set cannot be read or dealt, or the model does not take it.
     """
-    data = _load(options)
+    data = load_data(options)
     # Folds shrink with small data sets: at most a quarter of the training data is kept out of training.
     fold_examples = min(options.preset.fold_examples, len(data.y_train) // (4 * options.miners))
     if fold_examples < 1:
@@ -68,7 +68,12 @@ def write_examples(material: Material, miners: Sequence[MinerPlace], devices: Se
         _write(device.data, data, rows)
 
 
-def _load(options: Options) -> LabelledData:
+def load_data(options: Options) -> LabelledData:
+    """Read the data set that the options name.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
     if options.dataset == "digits":
         return load_digits()
     assert options.data is not None, options.dataset

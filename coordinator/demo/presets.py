@@ -26,6 +26,8 @@ class Preset:
     """L2 bound of a whole delta."""
     margin_permille: int
     staleness_max: int
+    baseline_epochs_max: int
+    """Centralized training stops there if it is still rising."""
 
 
 PRESETS: Final[dict[str, Preset]] = {
@@ -43,6 +45,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=2.5,
         margin_permille=25,
         staleness_max=8,
+        baseline_epochs_max=40,
     ),
     "idx": Preset(
         model="lenet",
@@ -58,6 +61,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=4.0,
         margin_permille=20,
         staleness_max=8,
+        baseline_epochs_max=8,
     ),
     "hapt": Preset(
         model="cnn1d",
@@ -73,6 +77,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=3.0,
         margin_permille=20,
         staleness_max=8,
+        baseline_epochs_max=30,
     ),
     "npz": Preset(
         model="mlp",
@@ -88,6 +93,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=3.0,
         margin_permille=25,
         staleness_max=8,
+        baseline_epochs_max=40,
     ),
 }
 DATASETS: Final = tuple(PRESETS)
