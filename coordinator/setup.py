@@ -221,7 +221,8 @@ def _write_registrar(plan: Plan, folder: Path, authority: Authority, now_s: int)
 
 def _write_broker(plan: Plan, authority: Authority, now_s: int) -> Path:
     folder = plan.root / "mosquitto"
-    make_private_directory(folder / "data")
+    for private in (folder, folder / "data"):
+        make_private_directory(private)
     key = Ed25519PrivateKey.generate()
     _write_identity(folder, "broker", key, authority.issue_server(_names(plan), key.public_key(), now_s=now_s))
     write_file(folder / "ca.pem", authority.certificate_pem)

@@ -16,7 +16,7 @@ from coordinator.broker.access import access_list
 from coordinator.enrolment.authority import Authority
 from coordinator.enrolment.claims import ClaimStore
 from coordinator.enrolment.records import MemberStatus
-from edge_sdk.adapters.durable_files import write_file
+from edge_sdk.adapters.durable_files import PRIVATE_MODE, write_file
 from edge_sdk.protocol.ids import MinerId, TaskId
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,9 @@ class BrokerAccess:
         write_file(self._crl_file, self._authority.revocation_list(numbers, now_s=now_s))
         if self._acl_file is not None:
             revoked = [one.device_id for one in self._store.members() if one.status is not MemberStatus.ENROLLED]
-            write_file(self._acl_file, access_list(self._task, self._miners, revoked=revoked).encode())
+            write_file(
+                self._acl_file, access_list(self._task, self._miners, revoked=revoked).encode(), mode=PRIVATE_MODE
+            )
         return self._broker_pid_file is not None and _reload(self._broker_pid_file)
 
 
