@@ -20,15 +20,14 @@ from coordinator.admission import AdmissionView, advice
 from coordinator.events import Event
 from coordinator.execution import ACCEPTED, TxResult, execute
 from coordinator.ledger.draft import Changes, Draft
+from coordinator.ledger.miner_set import check_genesis
 from coordinator.ledger.state import State
 from coordinator.rounds import Chain, close_height
 from coordinator.transactions import TransactionReader
-from edge_sdk.errors import ConfigError, DecodeError, LocalProtocolError
+from edge_sdk.errors import DecodeError, LocalProtocolError
 from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.limits import HEIGHT_BYTES_MAX, HEIGHT_TXS_MAX
 from edge_sdk.protocol.messages import Domain, Genesis, Reason, UpdateManifest
-
-METHODS: Final = ("fedbuff",)
 
 _ORDER: Final = {
     domain: place
@@ -71,8 +70,7 @@ class Application:
         Raises:
             ConfigError: the genesis asks for a method that does not exist.
         """
-        if genesis.params.method not in METHODS:
-            raise ConfigError(f"genesis: method = {genesis.params.method!r}: expected one of {', '.join(METHODS)}")
+        check_genesis(genesis)
         self.genesis = genesis
         self.state = State.initial(genesis) if state is None else state
         self._chain = Chain(genesis)

@@ -83,6 +83,7 @@ LAYERS: Final = {
     "coordinator.ledger": Layer.MACHINES,
     "coordinator.ledger.store": Layer.ADAPTERS,
     "coordinator.ledger.blobs": Layer.ADAPTERS,
+    "coordinator.ledger.derivation": Layer.ADAPTERS,
     "coordinator.ledger.replay": Layer.ADAPTERS,
     "coordinator.ledger.schema": Layer.ADAPTERS,
     "coordinator.ordering": Layer.ADAPTERS,

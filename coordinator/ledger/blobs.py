@@ -14,7 +14,6 @@ from edge_sdk.adapters.durable_files import TEMPORARY_SUFFIX, write_file
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import Digest
-from edge_sdk.protocol.limits import DIGEST_BYTES
 
 _FOLDER: Final = Path("sha256")
 
@@ -73,7 +72,6 @@ class BlobStore:
 
     def path(self, digest: Digest) -> Path:
         """File of a blob, present or not."""
-        assert len(digest) == DIGEST_BYTES
         return self.folder / digest.hex()
 
     def files(self) -> Iterator[Path]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Final
 
+from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.certificate import quorum_power
 from edge_sdk.protocol.digest import miner_set_hash
 from edge_sdk.protocol.ids import MinerId
 from edge_sdk.protocol.messages import Genesis, PublicKey
+
+METHODS: Final = ("fedbuff",)
+"""Aggregation rules that exist."""
 
 
 class MinerSet:
@@ -34,3 +39,13 @@ class MinerSet:
     def is_quorum(self, miner_ids: Iterable[MinerId]) -> bool:
         """Whether distinct members hold more than 2/3 of the power."""
         return sum(self._power[miner_id] for miner_id in set(miner_ids)) >= self.quorum_power
+
+
+def check_genesis(genesis: Genesis) -> None:
+    """Check what the codec cannot: that this program has the rules that the chain asks for.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    if genesis.params.method not in METHODS:
+        raise ConfigError(f"genesis: method = {genesis.params.method!r}: expected one of {', '.join(METHODS)}")

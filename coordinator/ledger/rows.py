@@ -8,10 +8,10 @@ from typing import Final
 
 from edge_sdk.errors import DecodeError
 from edge_sdk.protocol import codec, wire
-from edge_sdk.protocol.digest import sha256
-from edge_sdk.protocol.ids import DeviceId, Digest
+from edge_sdk.protocol.digest import genesis_digest, sha256
+from edge_sdk.protocol.ids import DeviceId, Digest, MinerId
 from edge_sdk.protocol.limits import BLOCK_UPDATES_MAX, HEIGHT_BYTES_MAX, HEIGHT_TXS_MAX
-from edge_sdk.protocol.messages import BlockEntry, BlockHeader, Certificate, Scores
+from edge_sdk.protocol.messages import BlockEntry, BlockHeader, Certificate, Genesis, Scores
 
 _LABEL: Final = "fl/height"
 _HEAD_BYTES_MAX: Final = 16
@@ -73,8 +73,13 @@ class OwnScores:
     salt: bytes
 
 
+def first_link(genesis: Genesis, miner_id: MinerId) -> Digest:
+    """What the chain of one miner's heights starts from."""
+    return sha256(genesis_digest(genesis), miner_id.encode())
+
+
 def chain_hash(previous: Digest, *, height: int, time_s: int, proposer: str, txs: bytes, state_root: Digest) -> Digest:
-    """Hash of a height and all before it; ``txs`` as they are stored, the genesis digest before height 1."""
+    """Hash of a height and all before it; ``txs`` as they are stored."""
     return sha256(codec.encode([_LABEL, previous, height, time_s, proposer, sha256(txs), state_root]))
 
 

@@ -82,7 +82,9 @@ def connect(path: Path, *, read_only: bool) -> sqlite3.Connection:
             isolation_level=None,
             check_same_thread=False,
         )
-        if not read_only:
+        if read_only:
+            database.execute("BEGIN")  # one view of the file, also while its miner goes on writing
+        else:
             _prepare(database)
         found = database.execute("PRAGMA user_version").fetchone()[0]
     except sqlite3.Error as error:

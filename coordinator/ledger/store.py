@@ -24,7 +24,6 @@ from coordinator.ledger.schema import connect
 from coordinator.ledger.state import CORE_BYTES_MAX, Core, State
 from edge_sdk.errors import CorruptLedgerError, CorruptStoreError, DecodeError, StoreError
 from edge_sdk.protocol import wire
-from edge_sdk.protocol.digest import genesis_digest
 from edge_sdk.protocol.ids import DeviceId, Digest, MinerId, check_name
 from edge_sdk.protocol.messages import BlockHeader, Certificate, Genesis, Outcome, Scores, Verdict
 
@@ -49,7 +48,7 @@ class LedgerStore:
             self.miner_id = MinerId(check_name(self._meta(_MINER).decode("ascii", "replace"), what="miner"))
         except (DecodeError, CorruptStoreError) as error:
             raise CorruptLedgerError(f"{path}: {error}", place=f"{path.name}: meta") from error
-        self._genesis_digest = genesis_digest(self.genesis)
+        self._first_link = rows.first_link(self.genesis, self.miner_id)
 
     @classmethod
     def open(
@@ -226,6 +225,10 @@ class LedgerStore:
         )
         return tuple(self._block_row(row[3], row) for row in found)
 
+    def block_indices(self) -> tuple[int, ...]:
+        """Return the indices of all decided blocks, rising."""
+        return tuple(row[0] for row in self._all("SELECT block_index FROM blocks ORDER BY block_index"))
+
     def entry_places(self) -> tuple[tuple[Digest, int, int], ...]:
         """Return (update digest, block index, position) of every decided update, sorted."""
         found = self._all(
@@ -391,7 +394,7 @@ class LedgerStore:
 
     def _last_link(self) -> tuple[int, Digest]:
         row = self._one("SELECT height, chain_hash FROM heights ORDER BY height DESC LIMIT 1")
-        return (0, self._genesis_digest) if row is None else (row[0], Digest(row[1]))
+        return (0, self._first_link) if row is None else (row[0], Digest(row[1]))
 
     def _read_genesis(self) -> Genesis:
         return wire.from_bytes(Genesis, self._meta(_GENESIS))
