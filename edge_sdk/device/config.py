@@ -17,6 +17,7 @@ from edge_sdk.protocol.messages import Algorithm
 BYZANTINE: Final = ("", "signflip", "nullifier", "randomizer", "labelflip", "nan", "scaled")
 BACKENDS: Final = ("onnxruntime", "numpy")
 ALGORITHMS: Final = {"eddsa": Algorithm.EDDSA, "es256": Algorithm.ES256}
+METERS: Final = ("model", "rapl", "ina3221", "ina2xx", "pi5-pmic")
 PROTOCOLS: Final = ("auto", "3.1.1")
 
 BROKER_SECTION: Final = Section(
@@ -139,7 +140,7 @@ SCHEMA: Final[Schema] = (
         "What this board is, for the energy model.",
         (
             Key("profile", Kind.TEXT, "Name of a board profile; none when empty.", None, maximum=NAME_CHARS_MAX),
-            Key("meter", Kind.TEXT, "Where joules come from.", "model", choices=("model", "rapl", "ina3221", "ina2xx")),
+            Key("meter", Kind.TEXT, "Where joules come from.", "model", choices=METERS),
         ),
     ),
     Section(

@@ -1,0 +1,60 @@
+"""Attacks that a device can play, to demonstrate and test the defence: ``[behaviour] byzantine`` in device.toml.
+
+Sources: sign flip and scaling as in Blanchard et al. 2017 (arXiv:1703.02757); label flip as in Tolpegin et al. 2020
+(arXiv:2007.08432). A hostile device ignores the clip that an honest one applies.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from edge_sdk.training.dataset import ArrayDataset
+
+    Arrays = dict[str, npt.NDArray[np.float32]]
+
+SCALE: Final = 10.0
+UNCLIPPED_NORM: Final = 1e9
+DIVERGING_RATE: Final = 1e30
+"""Learning rate under which training leaves the finite numbers within a few steps."""
+
+
+def clip_norm(kind: str, honest: float) -> float:
+    """L2 bound that the device applies."""
+    return UNCLIPPED_NORM if kind in {"signflip", "scaled", "nullifier", "randomizer"} else honest
+
+
+def learning_rate(kind: str, honest: float) -> float:
+    """Step size that the device uses."""
+    return DIVERGING_RATE if kind == "nan" else honest
+
+
+def corrupt_dataset(kind: str, dataset: ArrayDataset, class_count: int) -> None:
+    """Flip labels in place: class c becomes class C - 1 - c."""
+    if kind == "labelflip":
+        dataset.y = class_count - 1 - dataset.y
+
+
+def corrupt_delta(kind: str, delta: Arrays, base: Arrays, rng: np.random.Generator) -> Arrays:
+    """What the device publishes instead of its delta.
+
+    Args:
+        kind: Of ``[behaviour] byzantine``; those that act elsewhere leave the delta as it is.
+        delta: Parameters after training minus before, by tensor.
+        base: Parameters before training.
+        rng: For the randomizer.
+    """
+    match kind:
+        case "signflip":
+            return {name: -SCALE * value for name, value in delta.items()}
+        case "scaled":
+            return {name: SCALE * value for name, value in delta.items()}
+        case "nullifier":
+            return {name: -base[name] for name in delta}
+        case "randomizer":
+            return {name: rng.normal(0.0, 1.0, value.shape).astype(value.dtype) for name, value in delta.items()}
+        case _:
+            return delta

@@ -1,0 +1,1 @@
+"""Where joules come from: sensors, a recording, or a model; each figure says its scope and quality."""
