@@ -61,6 +61,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(config_file: Path) -> int:
+    from coordinator.one_thread import limit_threads
+
+    limit_threads()  # before anything below loads numpy
     from coordinator.config import load_config
     from coordinator.json_log import log_json_lines
     from coordinator.miner import run

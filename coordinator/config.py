@@ -46,6 +46,11 @@ class MinerConfig:
     behaviour: Behaviour
 
     @property
+    def abci_socket(self) -> Path:
+        """File of the Unix socket that this miner opens."""
+        return Path(self.abci.removeprefix("unix:"))
+
+    @property
     def ledger_file(self) -> Path:
         """SQLite file with the log, blocks and state."""
         return self.work_dir / "ledger.sqlite3"

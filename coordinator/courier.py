@@ -13,6 +13,7 @@ from edge_sdk.protocol.messages import (
     Announcement,
     Domain,
     Genesis,
+    Outcome,
     Reason,
     Receipt,
     ReceiptStatus,
@@ -91,9 +92,9 @@ class Courier:
         message = Resume(miner_id=self._miner_id, device_id=device_id, update_digest=update_digest, ranges=ranges)
         self._publish(Message(topics.resume(self._genesis.task, device_id), self.seal(message, Domain.RESUME)))
 
-    def outcome(self, device_id: DeviceId, outcome: bytes) -> None:
+    def outcome(self, device_id: DeviceId, outcome: Outcome) -> None:
         """Send the certified end of an update; it needs no signature of ours."""
-        self._publish(Message(topics.outcome(self._genesis.task, device_id), outcome))
+        self._publish(Message(topics.outcome(self._genesis.task, device_id), wire.to_bytes(outcome)))
 
     def chunks(self, device_id: DeviceId, blob: bytes, digest: Digest, ranges: Sequence[tuple[int, int]]) -> int:
         """Send pieces of a fetched blob; return the bytes that were handed over."""

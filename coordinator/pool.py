@@ -126,19 +126,28 @@ class SendResume:
 
 
 @dataclass(frozen=True, slots=True)
+class Report:
+    """Put an envelope on the ledger as evidence: its device has used one number for two updates."""
+
+    device_id: DeviceId
+    update_digest: Digest
+    envelope: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Drop:
     """Count a message that gets no answer: its sender or its form is unknown."""
 
     reason: Reason
 
 
-Effect: TypeAlias = Store | SendReceipt | SendOutcome | SendResume | Drop
+Effect: TypeAlias = Store | SendReceipt | SendOutcome | SendResume | Report | Drop
 
 
 class Ledger(Protocol):
     """What the pool asks of committed state and of this miner's own store."""
 
-    def admit(self, envelope: bytes) -> Reason:
+    def admit(self, device_id: DeviceId, envelope: bytes) -> Reason:
         """Judge a manifest by the application's rule; ``NONE`` or ``DUPLICATE`` let it in."""
 
     def is_enrolled(self, device_id: DeviceId) -> bool:
@@ -223,11 +232,13 @@ class Pool:
         known = self._answer_known(sender, manifest.seq, update_digest)
         if known is not None:
             return known
-        reason = self.ledger.admit(event.envelope)
+        reason = self.ledger.admit(sender, event.envelope)
         if reason is Reason.NONE or reason is Reason.DUPLICATE:
             reason = self._room(manifest, event.now_s)
         if reason is not Reason.NONE:
-            return self._refuse(sender, manifest.seq, update_digest, reason)
+            refusal = self._refuse(sender, manifest.seq, update_digest, reason)
+            is_evidence = reason is Reason.EQUIVOCATION
+            return (Report(sender, update_digest, event.envelope), *refusal) if is_evidence else refusal
         self._transfers[update_digest] = _Transfer(
             manifest=manifest,
             envelope=event.envelope,

@@ -30,12 +30,15 @@ TAKEN: Final = frozenset({Reason.NONE, Reason.DUPLICATE})
 
 Submit: TypeAlias = Callable[[bytes], Awaitable[Submitted]]
 IsDone: TypeAlias = Callable[[State], bool]
+OnRefused: TypeAlias = Callable[[Reason], bool]
+"""Told of a refusal; True gives the transaction up."""
 
 
 @dataclass(slots=True)
 class _Wanted:
     tx: bytes
     is_done: IsDone
+    on_refused: OnRefused | None
     next_try_s: float
     pause_s: float = RETRY_S_MIN
     is_in_flight: bool = False
@@ -53,14 +56,14 @@ class Submitter:
         self._wake = asyncio.Event()
         self._slots = asyncio.Semaphore(SUBMISSIONS_MAX)
 
-    def __len__(self) -> int:
-        return len(self._wanted)
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._wanted
 
-    def want(self, key: Hashable, tx: bytes, is_done: IsDone) -> None:
+    def want(self, key: Hashable, tx: bytes, is_done: IsDone, *, on_refused: OnRefused | None = None) -> None:
         """Hand a transaction in until ``is_done`` holds. A key that is wanted already stays as it is."""
         if key in self._wanted or is_done(self._state()):
             return
-        self._wanted[key] = _Wanted(tx, is_done, next_try_s=0.0)
+        self._wanted[key] = _Wanted(tx, is_done, on_refused, next_try_s=0.0)
         self._wake.set()
 
     def observe(self, state: State) -> None:
@@ -73,6 +76,10 @@ class Submitter:
                 wanted.next_try_s = 0.0
         if self._wanted:
             self._wake.set()
+
+    def drop(self, key: Hashable) -> None:
+        """Want a transaction no longer."""
+        self._wanted.pop(key, None)
 
     async def run(self) -> None:
         """Submit until cancelled."""
@@ -101,10 +108,13 @@ class Submitter:
         async with self._slots:
             try:
                 result = await self._submit(wanted.tx)
-                is_taken = result.code in TAKEN
+                reason = _reason(result.code)
+                is_taken = reason in TAKEN
                 wanted.was_refused = not is_taken
                 if not is_taken:
-                    log.info("transaction %s not taken: %s %s", key, result.code.name, result.info)
+                    log.info("transaction %s not taken: %s %s", key, reason.name, result.info)
+                    if wanted.on_refused is not None and wanted.on_refused(reason):
+                        self._wanted.pop(key, None)
             except (TransportError, RemoteProtocolError) as error:
                 is_taken = False
                 log.warning("ordering engine: %s", error)
@@ -117,3 +127,11 @@ class Submitter:
             wanted.pause_s = min(2 * pause_s, RETRY_S_MAX)
         wanted.next_try_s = asyncio.get_running_loop().time() + pause_s
         self._wake.set()
+
+
+def _reason(code: int) -> Reason:
+    """Code of the application; an engine may have codes of its own."""
+    try:
+        return Reason(code)
+    except ValueError:
+        return Reason.CAPACITY

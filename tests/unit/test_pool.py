@@ -16,6 +16,7 @@ from coordinator.pool import (
     Drop,
     ManifestArrived,
     Pool,
+    Report,
     SendOutcome,
     SendReceipt,
     SendResume,
@@ -58,7 +59,7 @@ class FakeLedger:
         self.decided: set[Digest] = set()
         self.verdict = Reason.NONE
 
-    def admit(self, envelope: bytes) -> Reason:
+    def admit(self, device_id: DeviceId, envelope: bytes) -> Reason:
         return self.verdict
 
     def is_enrolled(self, device_id: DeviceId) -> bool:
@@ -178,6 +179,14 @@ def test_a_refusal_of_the_application_is_answered(pool: Pool, ledger: FakeLedger
     ledger.verdict = reason
     assert refusal(pool.apply(ManifestArrived(DEVICE, seal(manifest_of(BLOB)), 0.0))) is reason
     assert pool.assembly_bytes == 0
+
+
+def test_two_updates_under_one_number_are_refused_and_reported(pool: Pool, ledger: FakeLedger) -> None:
+    ledger.verdict = Reason.EQUIVOCATION
+    envelope = seal(manifest_of(BLOB))
+    report, *rest = pool.apply(ManifestArrived(DEVICE, envelope, 0.0))
+    assert report == Report(DEVICE, digest.update_digest(envelope), envelope)
+    assert refusal(tuple(rest)) is Reason.EQUIVOCATION
 
 
 def test_a_bad_signature_is_not_answered(pool: Pool, ledger: FakeLedger) -> None:
