@@ -3,7 +3,8 @@
 - mlp: in-128-64-classes.
 - lenet: conv 6, pool, conv 16, pool, 120-84-classes with 5x5 kernels from a side of 20 up (LeCun et al. 1998: 61,706
   parameters at 28x28); below, 3x3 kernels and 64-classes.
-- cnn1d: three convolutions with pooling over time, 64-classes; for windows of sensor channels.
+- cnn1d: conv 16, pool 4, conv 32, pool 8 over time, 64-classes; for windows of sensor channels. Wide pooling makes it
+  insensitive to where in the window a movement starts.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ GENESIS_EXPONENT: Final = -24
 _LENET_SIDE_MIN: Final = 20
 _LENET_SIDE_UNPADDED: Final = 32
 _IMAGE_RANK, _SERIES_RANK = 3, 2
+_SERIES_STEPS_MIN: Final = 64
+"""Kernels of 7 and poolings of 4 and 8 leave one step of 62."""
 
 
 class _Layers:
@@ -118,11 +121,13 @@ def _lenet(layers: _Layers, class_count: int) -> None:
 
 
 def _cnn1d(layers: _Layers, class_count: int) -> None:
-    if len(layers.shape) != _SERIES_RANK or layers.shape[1] < 32:  # three poolings leave a step
-        raise ConfigError(f"model cnn1d needs series (channels, time) of 32 steps or more, found {layers.shape}")
-    for channels, size in ((16, 5), (32, 5), (32, 3)):
-        layers.conv(channels, size)
-        layers.pool(2)
+    if len(layers.shape) != _SERIES_RANK or layers.shape[1] < _SERIES_STEPS_MIN:
+        raise ConfigError(
+            f"model cnn1d needs series (channels, time) of {_SERIES_STEPS_MIN} steps or more, found {layers.shape}"
+        )
+    for channels, pool in ((16, 4), (32, 8)):
+        layers.conv(channels, 7)
+        layers.pool(pool)
         layers.relu()
     layers.classifier((64,), class_count)
 

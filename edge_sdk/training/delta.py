@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from edge_sdk.training.network import TensorSpec
 
 _TYPES: Final[dict[Codec, np.dtype[Any]]] = {Codec.INT8_DENSE: np.dtype("<i1"), Codec.INT16_DENSE: np.dtype("<i2")}
+_RECLIP: Final = 0.999
 _RESIDUAL_OVERHEAD_BYTES: Final = 64
 
 
@@ -56,7 +57,7 @@ def encode_delta(
         delta: By tensor name.
         residual: From the last call, or None.
         specs: The artifact's tensor table; fixes order, shapes and the finest grid of each tensor.
-        clip_norm: C, > 0: largest L2 norm over all tensors.
+        clip_norm: C, > 0: largest L2 norm over all tensors; what is sent never exceeds it.
         codec: ``INT8_DENSE`` or ``INT16_DENSE``.
 
     Raises:
@@ -71,12 +72,17 @@ def encode_delta(
     if not math.isfinite(norm):
         raise NonFiniteError("delta: a value is not finite")
     factor = min(1.0, clip_norm / norm) if norm > 0 else 1.0
-    tensors, rest = [], {}
-    for spec in specs:
-        value = total[spec.name] * np.float32(factor) if factor < 1.0 else total[spec.name]
-        integers, exponent = _quantize(value, spec, _TYPES[codec])
-        tensors.append(PayloadTensor(name=spec.name, exponent=exponent, values=integers.tobytes()))
-        rest[spec.name] = value - np.ldexp(integers.astype(np.float32), exponent)
+    while True:
+        clipped = {name: value * np.float32(factor) if factor < 1.0 else value for name, value in total.items()}
+        sent = {spec.name: _quantize(clipped[spec.name], spec, _TYPES[codec]) for spec in specs}
+        sent_norm = math.sqrt(
+            sum(math.ldexp(_square_sum(integers), 2 * exponent) for integers, exponent in sent.values())
+        )
+        if sent_norm <= clip_norm:
+            break
+        factor *= _RECLIP * clip_norm / sent_norm  # rounding had carried it over the bound
+    tensors = [PayloadTensor(name=name, exponent=e, values=integers.tobytes()) for name, (integers, e) in sent.items()]
+    rest = {name: clipped[name] - np.ldexp(integers.astype(np.float32), e) for name, (integers, e) in sent.items()}
     return EncodedDelta(
         payload=UpdatePayload(codec=codec, tensors=tuple(tensors)), residual=rest, norm=norm, clip_factor=factor
     )
@@ -174,6 +180,12 @@ def _quantize(value: npt.NDArray[np.float32], spec: TensorSpec, kind: np.dtype[A
             f"tensor {spec.name}: {magnitude:.3g} is beyond the grids that can be aligned with 2**{spec.exponent}"
         )
     return np.rint(np.ldexp(value, -exponent)).astype(kind), exponent
+
+
+def _square_sum(integers: npt.NDArray[Any]) -> int:
+    """Exact sum of squares."""
+    wide = integers.astype(np.int64).ravel()
+    return int(wide @ wide)
 
 
 def _integers(sent: PayloadTensor, codec: Codec) -> npt.NDArray[Any]:

@@ -11,8 +11,6 @@ Training is not bit-reproducible across processors; never verify an update by re
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import hashlib
 import importlib
 import math
@@ -25,6 +23,7 @@ import numpy as np
 from edge_sdk.errors import ConfigError, DecodeError, LocalProtocolError, NonFiniteError, TrainingError
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import ModelParams
+from edge_sdk.training.memory import return_memory
 from edge_sdk.training.quantize import align, check_params, dequantize, scale_values
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ BACKENDS: Final = {
 STATES_PER_STEP: Final = 256.0
 """Q8.8: 2**8 states per step of the int8 grid."""
 STATE_MIN, STATE_MAX = -32_768, 32_767
-EVALUATION_BATCH: Final = 256
+EVALUATION_BATCH: Final = 64
 _CHECKPOINT_FORMAT: Final = 1
 _CHECKPOINT_OVERHEAD_BYTES: Final = 1_024
 
@@ -269,10 +268,7 @@ class Trainer:
         """Drop sessions, states and free heap pages: an idle device should not hold what training needed."""
         self._backend.release()
         self._start, self._states, self._scales = {}, {}, {}
-        gc.collect()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none and returns pages by itself
-        if trim is not None:
-            trim(0)
+        return_memory()
 
     def _start_digest(self) -> bytes:
         digest = hashlib.sha256()
