@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -179,12 +180,12 @@ class Names:
             expiry_height=500,
         )
 
-    def update(self, device: str, seq: int, *, key: str | None = None, **changes: object) -> bytes:
+    def update(self, device: str, seq: int, *, key: str | None = None, **changes: Any) -> bytes:
         """Return a signed update; ``changes`` replace fields of its manifest."""
-        manifest = replace(self.manifest(device, seq), **changes)  # type: ignore[arg-type]
+        manifest = replace(self.manifest(device, seq), **changes)
         return self.sign(manifest, Domain.UPDATE, device, key=key)
 
-    def receipt(self, miner: str, update: bytes, device: str, seq: int, **changes: object) -> bytes:
+    def receipt(self, miner: str, update: bytes, device: str, seq: int, **changes: Any) -> bytes:
         """Return a miner's receipt ``stored``."""
         message = Receipt(
             miner_id=MinerId(miner),
@@ -195,7 +196,7 @@ class Names:
             reason=Reason.NONE,
             height=0,
         )
-        return self.sign(replace(message, **changes), Domain.RECEIPT, miner)  # type: ignore[arg-type]
+        return self.sign(replace(message, **changes), Domain.RECEIPT, miner)
 
     def tick(self, miner: str, block_index: int, phase: Phase, attempt: int = 0) -> bytes:
         """Return a miner's tick."""
@@ -245,7 +246,7 @@ class Runner:
         assert [result.code for result in finalized.results] == [Reason.NONE] * len(txs), finalized.results
         return finalized
 
-    def publish(self, device: str, seq: int, **changes: object) -> tuple[bytes, Digest]:
+    def publish(self, device: str, seq: int, **changes: Any) -> tuple[bytes, Digest]:
         """Put an update on the ledger with the receipts of all miners."""
         update = self.names.update(device, seq, **changes)
         self.ok(update)
@@ -256,6 +257,10 @@ class Runner:
         """Return the open round."""
         assert self.app.state.round is not None
         return self.app.state.round
+
+    def is_in(self, phase: Phase) -> bool:
+        """Whether the open block is in this phase."""
+        return self.app.state.phase is phase
 
     def score(self, revealed: dict[str, Scores]) -> Finalized:
         """Commit and reveal for these miners; the phase closes if they are all."""

@@ -1,4 +1,4 @@
-"""Miners and devices of a toy chain in one process: the real application, store and merge under a seeded, faulty network.
+"""Miners and devices of a toy chain in one process: real application, store and merge, a seeded, faulty network.
 
 Checkers stand beside the scenario and look at every height: equal state roots, no update merged twice, nothing lost
 that a storage quorum has receipted.
