@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+import socket
 import ssl
 import threading
 import time
@@ -290,6 +291,7 @@ class _Connection:
             client.username_pw_set(broker.username, _password(broker.password_file))
         if broker.tls:
             client.tls_set_context(_tls_context(broker))
+        client.on_socket_open = _send_at_once
         client.on_connect = self._on_connect
         client.on_subscribe = self._on_subscribe
         client.on_disconnect = self._on_disconnect
@@ -404,6 +406,11 @@ class _Connection:
             self._open_count -= 1
         refused = str(code) if code is not None and code.is_failure else None
         self._sink(Published(Token(self._session, packet), refused))
+
+
+def _send_at_once(_: paho.Client, __: Any, connection: Any) -> None:
+    """A small message must not wait until the broker has acknowledged the last one (Nagle): that costs 40 ms."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
 
 def _password(path: Path | None) -> str | None:
