@@ -81,7 +81,7 @@ class Intake:
         try:
             self._link.publish(message)
         except TransportError as error:
-            log.info("not published on %s: %s", message.topic, error)
+            log.debug("not published on %s: %s", message.topic, error)
             return False
         return True
 

@@ -339,7 +339,7 @@ class Reception:
         self._ledger.promised(upload)
         submitter = self._tools.submitter
         submitter.want(("update", key), upload.envelope, lambda state: is_listed(state, upload), on_refused=give_up)
-        submitter.want(("receipt", key), receipt, is_confirmed)
+        submitter.want(("receipt", key), receipt, is_confirmed, is_ready=lambda state: key in state.updates)
 
     async def _watch_time(self, tasks: asyncio.TaskGroup) -> None:
         while True:

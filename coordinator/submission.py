@@ -29,7 +29,7 @@ RETRY_S_MAX: Final = 2.0
 TAKEN: Final = frozenset({Reason.NONE, Reason.DUPLICATE})
 
 Submit: TypeAlias = Callable[[bytes], Awaitable[Submitted]]
-IsDone: TypeAlias = Callable[[State], bool]
+Condition: TypeAlias = Callable[[State], bool]
 OnRefused: TypeAlias = Callable[[Reason], bool]
 """Told of a refusal; True gives the transaction up."""
 
@@ -37,7 +37,8 @@ OnRefused: TypeAlias = Callable[[Reason], bool]
 @dataclass(slots=True)
 class _Wanted:
     tx: bytes
-    is_done: IsDone
+    is_done: Condition
+    is_ready: Condition
     on_refused: OnRefused | None
     next_try_s: float
     pause_s: float = RETRY_S_MIN
@@ -59,11 +60,22 @@ class Submitter:
     def __contains__(self, key: Hashable) -> bool:
         return key in self._wanted
 
-    def want(self, key: Hashable, tx: bytes, is_done: IsDone, *, on_refused: OnRefused | None = None) -> None:
-        """Hand a transaction in until ``is_done`` holds. A key that is wanted already stays as it is."""
+    def want(
+        self,
+        key: Hashable,
+        tx: bytes,
+        is_done: Condition,
+        *,
+        is_ready: Condition = lambda _state: True,
+        on_refused: OnRefused | None = None,
+    ) -> None:
+        """Hand a transaction in until ``is_done`` holds, from the moment at which ``is_ready`` does.
+
+        A key that is wanted already stays as it is.
+        """
         if key in self._wanted or is_done(self._state()):
             return
-        self._wanted[key] = _Wanted(tx, is_done, on_refused, next_try_s=0.0)
+        self._wanted[key] = _Wanted(tx, is_done, is_ready, on_refused, next_try_s=0.0)
         self._wake.set()
 
     def observe(self, state: State) -> None:
@@ -90,7 +102,7 @@ class Submitter:
                 now_s = loop.time()
                 pause_s: float | None = None
                 for key, wanted in self._wanted.items():
-                    if wanted.is_in_flight:
+                    if wanted.is_in_flight or not wanted.is_ready(self._state()):
                         continue
                     if wanted.next_try_s <= now_s:
                         wanted.is_in_flight = True
