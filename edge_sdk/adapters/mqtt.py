@@ -143,7 +143,7 @@ class MqttLink:
         client_id: str,
         brokers: Sequence[BrokerSettings],
         subscriptions: Sequence[str],
-        will_of: Callable[[int], Message],
+        will_of: Callable[[int], Message | None],
         sink: Callable[[LinkEvent], None],
         first_session: int = 1,
     ) -> None:
@@ -153,7 +153,7 @@ class MqttLink:
             client_id: The same at every start, so that the broker finds the session again.
             brokers: In the order of preference.
             subscriptions: Topic filters, QoS 1, renewed at every connect.
-            will_of: Last Will for a session number.
+            will_of: Last Will for a session number, None for none.
             sink: Receives every event, on threads of the link.
             first_session: Number of the first connection; the owner makes it rise over restarts.
         """
@@ -254,7 +254,7 @@ class _Connection:
         *,
         client_id: str,
         subscriptions: tuple[str, ...],
-        will: Message,
+        will: Message | None,
         sink: Callable[[LinkEvent], None],
         is_mqtt5: bool,
     ) -> None:
@@ -275,7 +275,7 @@ class _Connection:
         """Whether the subscriptions are active."""
         self._client = self._make_client(client_id, will)
 
-    def _make_client(self, client_id: str, will: Message) -> paho.Client:
+    def _make_client(self, client_id: str, will: Message | None) -> paho.Client:
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
             client_id=client_id,
@@ -285,7 +285,8 @@ class _Connection:
         )
         client.max_inflight_messages_set(IN_FLIGHT_MAX)
         client.connect_timeout = CONNECT_TIMEOUT_S
-        client.will_set(will.topic, will.payload, qos=1, retain=will.retain)
+        if will is not None:
+            client.will_set(will.topic, will.payload, qos=1, retain=will.retain)
         broker = self._broker
         if broker.username is not None:
             client.username_pw_set(broker.username, _password(broker.password_file))

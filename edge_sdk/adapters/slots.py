@@ -73,8 +73,11 @@ class Slots:
         Raises:
             DecodeError: the blob is not a model, or not the one that was installed.
         """
-        data = read_file(self._root / model.slot / "model.cbor", bytes_max=BLOB_BYTES_MAX) or b""
-        return decode_model(data, model.root)
+        return decode_model(self.blob(model), model.root)
+
+    def blob(self, model: SlotModel) -> bytes:
+        """The blob of a model in a slot; empty when it is gone."""
+        return read_file(self._root / model.slot / "model.cbor", bytes_max=BLOB_BYTES_MAX) or b""
 
     def part(self) -> Path:
         """File of the inactive slot into which the next model is downloaded."""

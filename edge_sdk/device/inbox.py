@@ -7,12 +7,14 @@ verifies that.
 
 from __future__ import annotations
 
+import queue
 import threading
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from edge_sdk.adapters.mqtt import Arrived, LinkEvent
+from edge_sdk.device.worker import Crash
 from edge_sdk.errors import SignatureError, UnknownSenderError
 from edge_sdk.participant import events as e
 from edge_sdk.protocol import cose, topics
@@ -47,46 +49,47 @@ class Stop:
     """Somebody asked the process to end."""
 
 
-Item: TypeAlias = LinkEvent | e.Event | Stop
+Item: TypeAlias = LinkEvent | e.Event | Stop | Crash
 
 
 class Mailbox:
     """Queue of the device's loop, filled by other threads, bounded by items and by bytes.
 
-    What does not fit is dropped and counted: every message of the protocol comes again, or can be asked for. Events
-    of our own worker are few and always fit.
+    A message that does not fit is dropped and counted: every message of the protocol comes again, or can be asked for.
+    Events of our own worker are few and always fit. ``put(Stop())`` takes no lock: a signal handler may call it.
     """
 
     def __init__(self) -> None:
         """Start empty."""
-        self._items: deque[Item] = deque()
+        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._messages = 0
         self._bytes = 0
-        self._changed = threading.Condition()
         self.dropped = 0
 
     def put(self, item: Item) -> None:
         """Add an item; never blocks."""
-        size = len(item.payload) if isinstance(item, Arrived) else 0
-        with self._changed:
-            is_full = len(self._items) >= MAILBOX_ITEMS_MAX or self._bytes + size > MAILBOX_BYTES_MAX
-            if is_full and isinstance(item, Arrived):
-                self.dropped += 1
-                return
-            self._items.append(item)
-            self._bytes += size
-            self._changed.notify()
+        if isinstance(item, Arrived):
+            size = len(item.payload)
+            with self._lock:
+                if self._messages >= MAILBOX_ITEMS_MAX or self._bytes + size > MAILBOX_BYTES_MAX:
+                    self.dropped += 1
+                    return
+                self._messages += 1
+                self._bytes += size
+        self._items.put(item)
 
     def get(self, timeout_s: float) -> Item | None:
         """Take the oldest item, or None when none comes in time."""
-        with self._changed:
-            if not self._items:
-                self._changed.wait(max(0.0, timeout_s))
-            if not self._items:
-                return None
-            item = self._items.popleft()
-            if isinstance(item, Arrived):
+        try:
+            item = self._items.get(timeout=max(0.0, timeout_s))
+        except queue.Empty:
+            return None
+        if isinstance(item, Arrived):
+            with self._lock:
+                self._messages -= 1
                 self._bytes -= len(item.payload)
-            return item
+        return item
 
 
 class Inbox:

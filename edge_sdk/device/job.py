@@ -151,6 +151,14 @@ class Trainers:
         """Local steps of a job."""
         return self._config.steps or self._genesis.params.local_steps
 
+    def count_examples(self) -> int:
+        """Number of local examples, all of them checked.
+
+        Raises:
+            TrainingError: artifact or data cannot be used.
+        """
+        return len(self._load_dataset(self._load_artifact()))
+
     def self_test(self, params: ModelParams) -> float:
         """Mean loss of a model on a few local examples.
 

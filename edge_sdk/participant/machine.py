@@ -28,14 +28,19 @@ def apply(state: State, event: e.Event) -> Step:
     return state, (*first, *then)
 
 
-def next_due_ms(state: State) -> int | None:
-    """When the next ``Tick`` is worth its while, at the latest; None when only an event can change anything."""
-    times = [offer.due_ms for offer in state.offers] if state.installing is None else []
-    times += [update.due_ms for update in state.updates] if state.is_linked else []
-    times += [update.created_ms + state.rules.outbox_age_ms_max + 1 for update in state.updates]
-    times += [] if state.retrain_ms is None else [state.retrain_ms]
-    times += [] if state.job is None or state.job.store_due_ms is None else [state.job.store_due_ms]
-    return min(times, default=None)
+def next_due_ms(state: State, now_ms: int) -> int | None:
+    """When the next ``Tick`` is due after ``now_ms``; None when only an event can change anything.
+
+    A time that has passed without effect waits for something else, and every event looks at it again.
+    """
+    times = [state.quiet_until_ms, *(offer.due_ms for offer in state.offers)]
+    for update in state.updates:
+        times += [update.due_ms, update.created_ms + state.rules.outbox_age_ms_max + 1]
+    if state.retrain_ms is not None:
+        times.append(state.retrain_ms)
+    if state.job is not None and state.job.store_due_ms is not None:
+        times.append(state.job.store_due_ms)
+    return min((time for time in times if time > now_ms), default=None)
 
 
 def _react(state: State, event: e.Event) -> Step:  # noqa: C901, PLR0911, PLR0912 - one case per event
@@ -101,6 +106,7 @@ def _restore(state: State, event: e.Restored) -> Step:
         version_floor=event.version_floor,
         last_trained=event.last_trained,
         next_seq=event.next_seq,
+        quiet_until_ms=event.now_ms + state.rules.quiet_ms,
         updates=tuple(updates.restore(saved, event.now_ms) for saved in event.updates),
     )
     effects: tuple[e.Effect, ...] = ()

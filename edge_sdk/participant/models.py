@@ -27,7 +27,7 @@ def consider(state: State, announcement: Announcement, *, time_s: int) -> Step:
     known = next((offer for offer in state.offers if offer.announcement.miner_id == announcement.miner_id), None)
     if known is not None and _is_same(known.announcement, announcement):
         return state, ()
-    if announcement.version <= state.version_floor:
+    if announcement.version < lowest_wanted(state):
         if known is not None and known.announcement.version > announcement.version:
             return state, (_refusal(announcement, "version", "older than what this miner offered before"),)
         return state, ()  # a miner that is behind, or the model that we run
@@ -84,11 +84,18 @@ def choose(state: State, now_ms: int) -> Step:
     """Start to fetch the best offer, when none is under way."""
     if state.installing is not None:
         return state, ()
-    ready = [offer for offer in state.offers if offer.model.version > state.version_floor and offer.due_ms <= now_ms]
+    lowest = lowest_wanted(state)
+    ready = [offer for offer in state.offers if offer.model.version >= lowest and offer.due_ms <= now_ms]
     if not ready:
         return state, ()
     best = max(ready, key=lambda offer: (offer.model.version, -offer.failures))
     return replace(state, installing=best), (FetchModel(best.announcement, best.model),)
+
+
+def lowest_wanted(state: State) -> int:
+    """Oldest version worth a fetch: above the floor, or at it when that model is lost (a broken slot, a rollback)."""
+    has_newest = state.installed is not None and state.installed.version >= state.version_floor
+    return state.version_floor + 1 if has_newest else max(0, state.version_floor)
 
 
 def fetched(state: State, version: int) -> Step:

@@ -42,6 +42,8 @@ class Rules:
     """After a refusal of its last update on this base a device may try again; each refusal doubles the pause."""
     retrain_max_ms: int = 600_000
     store_retry_ms: int = 5_000
+    quiet_ms: int = 3_000
+    """After a restart no job starts for so long: miners may have a newer model than the one on the disk."""
     outbox_bytes_max: int = OUTBOX_BYTES_MAX
     outbox_age_ms_max: int = OUTBOX_AGE_S_MAX * 1_000
     clock_skew_s_max: int = 300
@@ -141,6 +143,7 @@ class State:
     retrain_ms: int | None = None
     """When the base ``last_trained`` may be trained on again."""
     next_seq: int = 1
+    quiet_until_ms: int = 0
     updates: tuple[Outgoing, ...] = ()
     heights: tuple[tuple[str, int], ...] = ()
     """Log height that each miner last claimed."""

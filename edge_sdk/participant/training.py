@@ -46,7 +46,8 @@ def start(state: State, now_ms: int) -> Step:
         if job.made is None or job.store_due_ms is None or job.store_due_ms > now_ms:
             return state, ()
         return replace(state, job=replace(job, store_due_ms=None)), (StoreInOutbox(job.made.digest),)
-    if state.installed is None or state.mode is not Mode.TRAIN or not _has_room(state):
+    is_free = state.mode is Mode.TRAIN and state.installing is None and now_ms >= state.quiet_until_ms
+    if state.installed is None or not is_free or not _has_room(state):
         return state, ()
     base = state.installed.version
     is_again = base == state.last_trained and state.retrain_ms is not None and state.retrain_ms <= now_ms

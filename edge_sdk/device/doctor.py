@@ -1,0 +1,216 @@
+"""``flchain device doctor``: look at what a device needs, say what is wrong and how to mend it. Changes nothing."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+from edge_sdk.adapters import mqtt
+from edge_sdk.adapters.enrolment import certificate_life, is_renewal_due
+from edge_sdk.adapters.http_blobs import HttpBlobs
+from edge_sdk.adapters.keys import load_signer
+from edge_sdk.adapters.system_clock import SystemClock
+from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.parts import load_genesis
+from edge_sdk.errors import EdgeFLError
+from edge_sdk.protocol.messages import Genesis
+
+DISK_FREE_BYTES_MIN: Final = 256 * 1024 * 1024
+CLOCK_BUILD_S: Final = 1_735_689_600
+"""2025-01-01: this program is younger; a clock before it was never set."""
+BROKER_TIMEOUT_S: Final = 15.0
+
+
+class Level(Enum):
+    """How bad a finding is."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the diagnosis."""
+
+    level: Level
+    what: str
+    text: str
+    mend: str = ""
+
+
+def examine(config: DeviceConfig) -> Iterator[Finding]:
+    """Yield one finding or more per check, as they are made."""
+    genesis: Genesis | None = None
+    try:
+        genesis = load_genesis(config)
+        yield Finding(Level.OK, "genesis", f"chain {genesis.chain_id}, {len(genesis.miners)} miners")
+    except EdgeFLError as error:
+        yield Finding(Level.FAIL, "genesis", str(error), "flchain device enrol, or copy genesis.cbor from the operator")
+    for check in (_clock, _disk, _key, _certificate, _state, _backend, _data, _brokers, _miners):
+        try:
+            yield from check(config, genesis)
+        except (EdgeFLError, OSError) as error:
+            yield Finding(Level.FAIL, check.__name__.lstrip("_"), str(error))
+
+
+def _clock(_: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
+    now_s = SystemClock().time_s()
+    earliest_s = CLOCK_BUILD_S if genesis is None else max(CLOCK_BUILD_S, genesis.created_s)
+    if now_s < earliest_s:
+        text = f"{now_s} s since 1970 is before {earliest_s}: certificates cannot be judged, new models are refused"
+        yield Finding(Level.FAIL, "clock", text, "timedatectl set-ntp true; a board without RTC needs fake-hwclock")
+    else:
+        yield Finding(Level.OK, "clock", f"{now_s} s since 1970")
+
+
+def _disk(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    if not config.work_dir.is_dir():
+        text, mend = f"{config.work_dir} is not there", f"mkdir -m 700 -p {config.work_dir}"
+        yield Finding(Level.WARN, "disk", text, mend)
+        return
+    free = shutil.disk_usage(config.work_dir).free
+    if free < config.outbox_bytes:
+        text = f"{free} bytes free, the outbox may take {config.outbox_bytes}"
+        yield Finding(Level.FAIL, "disk", text, "free some space, or lower [limits] outbox_bytes")
+    elif free < DISK_FREE_BYTES_MIN:
+        yield Finding(Level.WARN, "disk", f"only {free} bytes free", "free some space")
+    else:
+        yield Finding(Level.OK, "disk", f"{free // 2**20} MiB free")
+
+
+def _key(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    if not config.key_file.exists():
+        yield Finding(Level.FAIL, "key", f"{config.key_file} is not there", "flchain device enrol")
+        return
+    signer = load_signer(config.key_file)
+    yield Finding(Level.OK, "key", f"{signer.algorithm.name.lower()}, readable by its owner only")
+
+
+def _certificate(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    life = certificate_life(config.cert_file)
+    if life is None:
+        needs_one = config.enrolment_url is not None or any(broker.cert_file for broker in config.brokers)
+        level, mend = (Level.FAIL, "flchain device enrol") if needs_one else (Level.OK, "")
+        yield Finding(level, "certificate", "none" if needs_one else "none needed by this configuration", mend)
+        return
+    now_s = SystemClock().time_s()
+    if now_s < life[0]:
+        yield Finding(Level.FAIL, "certificate", "not valid yet", "set the clock")
+    elif now_s > life[1]:
+        text = f"expired {(now_s - life[1]) // 3600} h ago"
+        yield Finding(Level.FAIL, "certificate", text, "ask the registrar for a new claim, then flchain device enrol")
+    elif is_renewal_due(life, now_s=now_s):
+        text = f"two thirds of its life are over, {(life[1] - now_s) // 3600} h left"
+        yield Finding(Level.WARN, "certificate", text, "a running device renews it; check [enrolment] url")
+    else:
+        yield Finding(Level.OK, "certificate", f"valid for {(life[1] - now_s) // 3600} h")
+
+
+def _state(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    path = config.outbox_file
+    if not path.exists():
+        yield Finding(Level.OK, "state", "new device")
+        return
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            answer = db.execute("PRAGMA quick_check(1)").fetchone()
+            waiting = db.execute("SELECT count(*) FROM updates WHERE verdict IS NULL").fetchone()[0]
+    except sqlite3.Error as error:
+        answer, waiting = (str(error),), 0
+    if answer != ("ok",):
+        mend = "keep the file for analysis, move it away, and enrol this device anew"
+        yield Finding(Level.FAIL, "state", f"{path}: {answer[0]}", mend)
+    else:
+        yield Finding(Level.OK, "state", f"{waiting} updates wait for their outcome")
+
+
+def _backend(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    try:
+        if config.backend == "onnxruntime":
+            import onnxruntime as ort
+
+            version = ort.__version__
+        else:
+            import numpy as np
+
+            version = np.__version__
+    except ImportError as error:
+        text, mend = f"{config.backend} cannot be imported: {error}", "pip install --force-reinstall edge-flchain"
+        yield Finding(Level.FAIL, "backend", text, mend)
+        return
+    yield Finding(Level.OK, "backend", f"{config.backend} {version}")
+
+
+def _data(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
+    if not config.data.exists():
+        yield Finding(Level.FAIL, "data", f"{config.data} is not there", "set [device] data to the examples")
+        return
+    if genesis is None or not config.artifact_file.exists():
+        yield Finding(Level.OK, "data", f"{config.data}; its content is checked with the first model")
+        return
+    from edge_sdk.device.job import Trainers
+
+    count = Trainers(config, genesis, stopping=threading.Event()).count_examples()
+    yield Finding(Level.OK, "data", f"{count} examples")
+
+
+def _brokers(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    reached = False
+    for broker in config.brokers:
+        answer = _try_broker(config, broker)
+        level = Level.OK if isinstance(answer, mqtt.Connected) else Level.WARN
+        reached = reached or level is Level.OK
+        if isinstance(answer, mqtt.Connected):
+            text = f"{broker}: {'MQTT 5' if answer.is_mqtt5 else 'MQTT 3.1.1'}"
+        else:
+            text = f"{broker}: {answer}"
+        yield Finding(level, "broker", text, "" if level is Level.OK else "check host, port, credentials and firewall")
+    if not reached:
+        yield Finding(Level.FAIL, "broker", "none can be reached", "the device trains and keeps its updates until then")
+
+
+def _try_broker(config: DeviceConfig, broker: mqtt.BrokerSettings) -> mqtt.Connected | str:
+    """Connect under another client id, so that a running device keeps its session."""
+    done = threading.Event()
+    events: list[mqtt.LinkEvent] = []
+
+    def sink(event: mqtt.LinkEvent) -> None:
+        events.append(event)
+        if isinstance(event, mqtt.Connected | mqtt.Disconnected):
+            done.set()
+
+    topic = f"fl/v1/{config.task}/down/{config.device_id}/cmd"
+    link = mqtt.MqttLink(
+        client_id=f"{config.device_id}-doctor",
+        brokers=[broker],
+        subscriptions=[topic],
+        will_of=lambda _: None,
+        sink=sink,
+    )
+    link.start()
+    done.wait(BROKER_TIMEOUT_S)
+    link.stop()
+    connected = next((event for event in events if isinstance(event, mqtt.Connected)), None)
+    reasons = [event.reason for event in events if isinstance(event, mqtt.Disconnected)]
+    return connected or (reasons[0] if reasons else "no answer")
+
+
+def _miners(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    http = HttpBlobs(ca_file=config.miner_ca_file)
+    for url in config.miner_urls:
+        wrong = http.is_healthy(url)
+        if wrong is None:
+            yield Finding(Level.OK, "miner", url)
+        else:
+            yield Finding(
+                Level.WARN, "miner", f"{url}: {wrong}", "models come from the other miners, or in MQTT chunks"
+            )
+    if not config.miner_urls:
+        yield Finding(Level.OK, "miner", "none configured; announced ones are used")

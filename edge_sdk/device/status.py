@@ -1,0 +1,56 @@
+"""What is on a device's disk, read without disturbing a running process."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import Any
+
+from edge_sdk.adapters.slots import Slots
+from edge_sdk.device.config import DeviceConfig
+from edge_sdk.errors import CorruptStoreError
+from edge_sdk.protocol.messages import Reason, Verdict
+
+
+def read_status(config: DeviceConfig) -> dict[str, Any]:
+    """Installed model, outbox and outcomes, as a JSON document.
+
+    Raises:
+        CorruptStoreError: the state file cannot be read as one.
+    """
+    document: dict[str, Any] = {"device": config.device_id, "task": config.task, "model": None, "state": None}
+    if config.slots_dir.is_dir():
+        model = Slots(config.slots_dir).current()
+        if model is not None:
+            document["model"] = {"version": model.version, "root": model.root.hex(), "slot": model.slot}
+    if config.outbox_file.exists():
+        try:
+            with closing(sqlite3.connect(f"file:{config.outbox_file}?mode=ro", uri=True)) as db:
+                document["state"] = _state(db)
+        except sqlite3.Error as error:
+            raise CorruptStoreError(f"{config.outbox_file}: {error}") from error
+    return document
+
+
+def _state(db: sqlite3.Connection) -> dict[str, Any]:
+    numbers = dict(db.execute("SELECT key, number FROM meta WHERE number IS NOT NULL").fetchall())
+    outcomes = db.execute(
+        "SELECT verdict, reason, count(*) FROM updates WHERE verdict IS NOT NULL GROUP BY verdict, reason"
+    ).fetchall()
+    waiting = db.execute(
+        "SELECT hex(digest), seq, base_version, blob_bytes,"
+        " (SELECT count(*) FROM receipts WHERE receipts.digest = updates.digest AND status = 1)"
+        " FROM updates WHERE verdict IS NULL ORDER BY seq"
+    ).fetchall()
+    return {
+        "next_seq": numbers.get("next_seq", 1),
+        "version_floor": numbers.get("version_floor", -1),
+        "merged": sum(count for verdict, _, count in outcomes if verdict == Verdict.MERGED),
+        "refused": {
+            Reason(reason).name.lower(): count for verdict, reason, count in outcomes if verdict == Verdict.REFUSED
+        },
+        "waiting": [
+            {"update": digest.lower(), "seq": seq, "base_version": base, "bytes": size, "stored_by": stored}
+            for digest, seq, base, size, stored in waiting
+        ],
+    }
