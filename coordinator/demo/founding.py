@@ -100,7 +100,6 @@ def found(options: Options, workspace: Workspace, material: Material, broker_kin
         _write_password(miner.folder, users[miner_user(miner.miner_id)])
     for device in devices:
         _write_password(device.folder, users[device.device_id])
-        write_file(device.folder / "artifact.flm", material.artifact.data)
 
     office = _open_office(workspace, devices)
     context = settings.Context(

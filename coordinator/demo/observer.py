@@ -150,7 +150,7 @@ class Observer:
     def _look_at_blocks(self, url: str) -> None:
         known = {block.index: block for block in self.progress.blocks}
         open_ones = [block.index for block in self.progress.blocks if not block.is_certified]
-        first: int | None = min(open_ones, default=len(known) + 1)
+        first: int | None = min(open_ones, default=max(known, default=0) + 1)
         refusals = dict(self.progress.refusals)
         while first is not None:
             page = self._json(url, f"/v1/blocks?from={first}&limit={BLOCKS_PER_PAGE}")

@@ -17,7 +17,7 @@ from coordinator.demo.founding import Fleet
 from coordinator.demo.layout import DevicePlace, Role
 from coordinator.demo.observer import Observer, Progress
 from coordinator.demo.processes import Processes
-from coordinator.demo.watch import DeviceView, MemoryWatch, look_at_device
+from coordinator.demo.watch import DeviceView, look_at_device
 from edge_sdk.adapters.failpoints import VARIABLE as FAILPOINT
 from edge_sdk.errors import EdgeFLError
 
@@ -109,7 +109,6 @@ class Supervisor:
             on_tick: Shows the state.
         """
         self.state = RunState(limit_s=train_until_s)
-        self.memory = MemoryWatch()
         victim = next((device for device in fleet.devices if device.role is Role.KILLED), None)
         self.fault = Fault(victim)
         self._fleet = fleet
@@ -131,12 +130,16 @@ class Supervisor:
             InterruptedRunError: a signal came before the devices were up.
             ConnectError: the broker does not start.
         """
-        self._start_servers()
-        self._start_devices()
-        self.state.stage = "training"
-        while not self._is_done():
-            self._tick()
-        self._stop()
+        try:
+            self._start_servers()
+            self._start_devices()
+            self.state.stage = "training"
+            while not self._is_done():
+                self._tick()
+            self._stop()
+        finally:
+            self._observer.stop()
+            self._stop_broker()
 
     def interrupt(self) -> None:
         """Stop at the next tick, in order. Safe to call from a signal handler."""
@@ -168,26 +171,42 @@ class Supervisor:
         self._observer.start()
 
     def _start_devices(self) -> None:
-        """A few at a time: each start costs half a second of a core, and the first ones may work meanwhile."""
-        self.state.stage = "starting devices"
+        """Enrol and start a few at a time: each start costs half a second of a core; the first ones work meanwhile."""
+        self.state.stage = "enrolling and starting devices"
         waiting = list(self._fleet.devices)
+        enrolling: list[DevicePlace] = []
         starting: dict[str, float] = {}
         width = 2 * (os.cpu_count() or 1)
-        while waiting or starting:
+        while waiting or enrolling or starting:
             now_s = time.monotonic()
-            # A device has started when it opens its run record; enrolment comes before.
+            # A device has started when it opens its run record.
             starting = {
                 name: since_s
                 for name, since_s in starting.items()
                 if now_s - since_s < DEVICE_START_S and self.state.devices.get(name, DeviceView()).phase == "-"
             }
-            while waiting and len(starting) < width:
-                device = waiting.pop(0)
+            for device in [device for device in enrolling if self._is_enrolled(device)]:
+                enrolling.remove(device)
                 self._start_device(device)
                 starting[device.device_id] = now_s
+            while waiting and len(starting) + len(enrolling) < width:
+                device = waiting.pop(0)
+                self._processes.start(_enrolment(device), _flchain("device", "enrol", "--config", device.config))
+                enrolling.append(device)
             self._tick(look=True)
             if self._is_done():
                 return
+
+    def _is_enrolled(self, device: DevicePlace) -> bool:
+        """Whether the enrolment has ended.
+
+        Raises:
+            FleetError: it failed; every claim is fresh, so that this is no matter of trying again.
+        """
+        child = self._processes[_enrolment(device)]
+        if child.status not in {None, 0}:
+            raise FleetError(f"{device.device_id} could not enrol: {child.log_tail()}")
+        return child.status == 0
 
     def _start_device(self, device: DevicePlace) -> None:
         environment = {}
@@ -204,10 +223,6 @@ class Supervisor:
         now_s = time.monotonic()
         self.state.elapsed_s = now_s - self._origin_s
         self.state.progress = self._observer.progress
-        for device in self._fleet.devices:
-            name = device.device_id
-            if name in self._started and self._processes[name].status is None:
-                self.memory.sample(name, self._processes[name].pid)
         if look or now_s >= self._next_look_s:
             self._next_look_s = now_s + LOOK_S
             for device in self._fleet.devices:
@@ -299,9 +314,11 @@ class Supervisor:
         self._show()
         self._end([miner.miner_id for miner in self._fleet.miners], MINERS_STOP_S)
         self._end([SEQUENCER], MINERS_STOP_S)
-        if self._fleet.broker.pid is not None:
-            group = self._fleet.broker.pid
-            self._fleet.broker.stop()
+
+    def _stop_broker(self) -> None:
+        group = self._fleet.broker.pid
+        self._fleet.broker.stop()
+        if group is not None:
             self._processes.release(group)
 
     def _is_settled(self) -> bool:
@@ -333,6 +350,11 @@ class Supervisor:
     def _note(self, text: str) -> None:
         if len(self.state.events) < EVENTS_MAX:
             self.state.events.append(RunEvent(time.monotonic() - self._origin_s, text))
+
+
+def _enrolment(device: DevicePlace) -> str:
+    """Name of the process that enrols a device."""
+    return f"{device.device_id}.enrol"
 
 
 def _flchain(*arguments: object) -> list[str]:

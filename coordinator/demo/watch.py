@@ -1,10 +1,9 @@
-"""What the supervisor sees of its processes from outside: memory from /proc, a device's progress from its own files."""
+"""What a device has done so far, read from outside: its own files, while it writes them."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
-import time
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,21 +12,7 @@ from typing import Final
 
 from edge_sdk.protocol.messages import Reason, ReceiptStatus, Verdict
 
-KIB_PER_MIB: Final = 1024
 TAIL_BYTES: Final = 4_096
-_NUMPY: Final = "/numpy/"
-
-
-@dataclass(frozen=True, slots=True)
-class RssSample:
-    """Resident memory of one process at one moment."""
-
-    time_ns: int
-    rss_mib: float
-    peak_mib: float
-    """VmHWM: the largest ever."""
-    has_numpy: bool
-    """Whether training has loaded its libraries."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +25,6 @@ class DeviceView:
     last_receipt: str = "-"
     merged: int = 0
     refused: int = 0
-
-
-class MemoryWatch:
-    """Samples of every device process; which of them belong to training is decided after the run."""
-
-    def __init__(self) -> None:
-        self.samples: dict[str, list[RssSample]] = {}
-        self._with_numpy: set[int] = set()
-
-    def sample(self, name: str, pid: int) -> None:
-        """Take one sample, unless the process has just ended."""
-        try:
-            status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-            # Libraries stay loaded, so the longer look is needed until they are seen once.
-            if pid not in self._with_numpy and _NUMPY in Path(f"/proc/{pid}/maps").read_text(encoding="utf-8"):
-                self._with_numpy.add(pid)
-        except (FileNotFoundError, ProcessLookupError):
-            return
-        rss_kib, peak_kib = _field(status, "VmRSS"), _field(status, "VmHWM")
-        if rss_kib and peak_kib:
-            self.samples.setdefault(name, []).append(
-                RssSample(time.monotonic_ns(), rss_kib / KIB_PER_MIB, peak_kib / KIB_PER_MIB, pid in self._with_numpy)
-            )
-
-
-def _field(status: str, name: str) -> int:
-    """A size in KiB of /proc/PID/status; 0 in the moment between end and burial of a process."""
-    for line in status.splitlines():
-        if line.startswith(name):
-            return int(line.split()[1])
-    return 0
 
 
 def look_at_device(folder: Path) -> DeviceView:
