@@ -115,9 +115,7 @@ def build_genesis(
     Raises:
         ConfigError: no miner, too many, or two with one name.
     """
-    names = [miner.miner_id for miner in miners]
-    if not 1 <= len(names) <= MINERS_MAX or len(set(names)) < len(names):
-        raise ConfigError(f"miners {', '.join(names) or 'none'}: expected 1..{MINERS_MAX} different names")
+    _check_names([miner.miner_id for miner in miners])
     model_bytes = wire.to_bytes(model)
     return Genesis(
         chain_id=chain_id,
@@ -191,7 +189,14 @@ def found(
     )
 
 
+def _check_names(names: Sequence[MinerId]) -> None:
+    if not 1 <= len(names) <= MINERS_MAX or len(set(names)) < len(names):
+        raise ConfigError(f"miners {', '.join(names) or 'none'}: expected 1..{MINERS_MAX} different names")
+
+
 def _check_plan(plan: Plan, folds: Mapping[MinerId, Path]) -> None:
+    """Before anything is written."""
+    _check_names(plan.miners)
     root = plan.root
     if not root.is_absolute() or any(character.isspace() or character in "%\"'" for character in str(root)):
         raise ConfigError(f"{root}: expected an absolute path without blanks, quotes and percent signs")
