@@ -68,7 +68,7 @@ def _print_table(store: LedgerStore, blocks: Sequence[BlockRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{store.genesis.chain_id}: ledger of {store.miner_id}, height {store.height}")
+    table = Table(title=f"{store.genesis.chain_id}: ledger of {store.miner_id}, height {store.height()}")
     for heading in (
         "block",
         "height",

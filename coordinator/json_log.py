@@ -8,7 +8,7 @@ import sys
 from typing import Final, TextIO
 
 VALUE_CHARS_MAX: Final = 2_000
-_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", "color_message"}
 
 
 class JsonLines(logging.Formatter):

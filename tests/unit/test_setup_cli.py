@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from coordinator import cli
+from coordinator.genesis_file import load_genesis
 from coordinator.json_log import JsonLines
+from coordinator.ledger.store import LedgerStore
 from edge_sdk.protocol import wire
+from edge_sdk.protocol.ids import MinerId
 from edge_sdk.protocol.messages import ModelParams
 
 MINERS = "m0,m1"
@@ -145,3 +148,18 @@ def test_log_lines_stay_single_and_bounded() -> None:
     fields = json.loads(line)
     assert (fields["message"], fields["device"], fields["size"]) == ('two\nlines "quoted"', "d1\n{}", 3)
     assert len(fields["blob"]) == 2_000
+
+
+def test_new_ledger_shows_and_takes_only_its_own_anchor(
+    deployment: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    genesis = load_genesis(deployment / "genesis.cbor")
+    LedgerStore.open(tmp_path / "ledger.sqlite3", genesis=genesis, miner_id=MinerId("m0")).close()
+    assert cli.main(["ledger", "show", str(tmp_path)]) == 0
+    assert "ledger of m0, height 0" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["ledger", "show", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+    assert cli.main(["ledger", "verify", str(tmp_path), "--anchor", "00" * 32]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "height 0" in error
