@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any, Final
@@ -64,9 +65,8 @@ def main(argv: Sequence[str]) -> int:
             curve=observer.progress.curve,
             baseline=baseline,
             start_ns=start_ns,
-            wall_s=time.monotonic() - origin_s,
         )
-        report = build_report(known)
+        report = build_report(replace(known, wall_s=time.monotonic() - origin_s))
         _publish(report, options, workspace)
         Console().print(table.summary(report, supervisor.state.events))
         if problem is not None:

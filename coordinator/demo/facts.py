@@ -29,12 +29,12 @@ MEMORY_PHASE: Final = "memory"
 
 
 def gather_facts(
-    fleet: Fleet, *, curve: Sequence[Point], baseline: Baseline, start_ns: int, wall_s: float
+    fleet: Fleet, *, curve: Sequence[Point], baseline: Baseline, start_ns: int
 ) -> tuple[RunFacts, str | None]:
     """Audit the files of a run whose processes have all ended.
 
     Returns:
-        The facts, and what is wrong with the ledgers, or None.
+        The facts, with a wall time of 0 since the run goes on; and what is wrong with the ledgers, or None.
 
     Raises:
         CorruptStoreError: a device's file cannot be read.
@@ -62,7 +62,7 @@ def gather_facts(
         seed=options.seed,
         devices=options.devices,
         miners=options.miners,
-        wall_s=wall_s,
+        wall_s=0.0,
         start_ns=start_ns,
         curve=[(point.seconds, point.version, point.accuracy) for point in curve],
         parameter_count=sum(math.prod(tensor.shape) for tensor in fleet.material.params.tensors),

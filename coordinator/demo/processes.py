@@ -92,7 +92,14 @@ class Processes:
         self._guardian.stdin.close()
         self._guardian.wait(KILL_WAIT_S)
 
-    def start(self, name: str, arguments: Sequence[str], *, environment: Mapping[str, str] | None = None) -> Child:
+    def start(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        environment: Mapping[str, str] | None = None,
+        niceness: int = 0,
+    ) -> Child:
         """Start ``python -m ARGUMENTS`` under a name whose last process has ended."""
         before = self._children.get(name)
         assert before is None or before.status is not None, name
@@ -106,6 +113,8 @@ class Processes:
                 env={**os.environ, **ONE_THREAD, **SMALL_HEAP, **(environment or {})},
                 start_new_session=True,
             )
+        if niceness:
+            os.setpriority(os.PRIO_PROCESS, process.pid, niceness)
         if before is not None:
             self.release(before.pid)
         self.adopt(process.pid)

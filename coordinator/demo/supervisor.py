@@ -25,6 +25,8 @@ TICK_S: Final = 0.25
 LOOK_S: Final = 1.0
 """Device files are read this often."""
 MINERS_READY_S: Final = 60.0
+DEVICE_NICENESS: Final = 5
+"""Boards have processors of their own; here the servers come first, or their latency would be that of a queue."""
 DEVICE_START_S: Final = 4.0
 """A starting device holds its place in the queue at most this long."""
 RESTARTS_MAX: Final = 3
@@ -213,7 +215,10 @@ class Supervisor:
         if device is self.fault.device and self.fault.killed_s is None:
             environment[FAILPOINT] = f"{KILL_FAILPOINT}:{KILL_AT_UPLOAD}"
         self._processes.start(
-            device.device_id, _flchain("device", "run", "--config", device.config), environment=environment
+            device.device_id,
+            _flchain("device", "run", "--config", device.config),
+            environment=environment,
+            niceness=DEVICE_NICENESS,
         )
         self._started.add(device.device_id)
 
