@@ -217,11 +217,12 @@ class Miner:
 
     def _make_intake(self, *, first_session: int) -> Intake:
         genesis, config = self._identity.genesis, self._config
-        filters = topics.miner_filters(genesis.task)
+        # A session subscribes to something: one that hears no devices hears at least of itself.
+        own_status = (topics.miner_status(genesis.task, config.miner_id),)
         return Intake(
             config.brokers,
             client_id=f"miner-{config.miner_id}",
-            subscriptions=[] if config.behaviour.is_silent else filters,
+            subscriptions=own_status if config.behaviour.is_silent else topics.miner_filters(genesis.task),
             will_of=lambda session: self._courier.status(session, version=0, is_online=False),
             first_session=first_session,
             on_connected=self._on_connected,

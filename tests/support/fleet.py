@@ -52,6 +52,8 @@ from tests.support.ordering import until
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CLASSES: Final = 3
+START_S: Final = 60.0
+"""A busy machine needs a while for four interpreters."""
 CLIP_NORM: Final = 4.0
 
 
@@ -113,10 +115,14 @@ class Fleet:
 
     async def __aenter__(self) -> Self:
         """Start everything and enrol the devices."""
-        await asyncio.to_thread(self.broker.start)
-        self.start("sequencer", *self.miner_ids)
-        await self.until_ready(*self.miner_ids)
-        await self.submit(*(self.enrolment(device) for device in self.device_ids))
+        try:
+            await asyncio.to_thread(self.broker.start)
+            self.start("sequencer", *self.miner_ids)
+            await self.until_ready(*self.miner_ids)
+            await self.submit(*(self.enrolment(device) for device in self.device_ids))
+        except BaseException as error:
+            await self.__aexit__(type(error), error, None)
+            raise
         return self
 
     async def __aexit__(
@@ -174,7 +180,16 @@ class Fleet:
                         return False
                 return True
 
-            await until(is_ready)
+            await until(is_ready, seconds=START_S)
+
+    async def metrics(self, miner: str) -> str:
+        """Prometheus exposition of a miner."""
+        async with httpx.AsyncClient(trust_env=False) as http:
+            return (await http.get(f"{self.url(miner)}/metrics")).text
+
+    def log_text(self, name: str) -> str:
+        """What a process logged."""
+        return (self.root / f"{name}.log").read_text()
 
     def url(self, miner: str) -> str:
         """HTTP address of a miner."""
@@ -306,6 +321,22 @@ class Fleet:
             chain_id=self.genesis.chain_id,
             sender=SENDER_REGISTRAR,
         )
+
+
+async def until_same_height(fleet: Fleet, *, version: int, seconds: float = 60.0) -> None:
+    """Wait until all miners have a version and the same height, and check that they serve the same model."""
+    async with httpx.AsyncClient(trust_env=False) as http:
+
+        async def is_even() -> bool:
+            try:
+                health = [(await http.get(f"{fleet.url(miner)}/healthz")).json() for miner in fleet.miner_ids]
+                models = [(await http.get(f"{fleet.url(miner)}/v1/models/latest")).json() for miner in fleet.miner_ids]
+            except httpx.HTTPError:
+                return False
+            is_there = all(model["version"] >= version and model["certificate"] for model in models)
+            return is_there and len({h["height"] for h in health}) == len({m["model_root"] for m in models}) == 1
+
+        await until(is_even, seconds=seconds)
 
 
 def free_port() -> int:

@@ -36,7 +36,7 @@ from edge_sdk.training.delta import encode_delta
 from edge_sdk.training.trainer import Trainer
 from tests.support.fleet import CLASSES, CLIP_NORM, Fleet, clouds
 
-WAIT_S: Final = 20.0
+WAIT_S: Final = 60.0
 
 
 class ScriptedDevice:
@@ -52,6 +52,8 @@ class ScriptedDevice:
         self.receipt_envelopes: list[bytes] = []
         self.outcomes: dict[Digest, list[BlockEntry]] = {}
         self.resumes: list[Resume] = []
+        self.sealed: dict[Digest, bytes] = {}
+        """Envelopes that were published, by update."""
         self._fleet = fleet
         self._keys = {miner.miner_id: miner.key for miner in fleet.genesis.miners}
         self._loop = asyncio.get_running_loop()
@@ -126,13 +128,19 @@ class ScriptedDevice:
     def publish_manifest(self, envelope: bytes) -> Digest:
         """Publish a manifest alone."""
         self._link.publish(Message(topics.update(self.genesis.task, 0, self.device_id), envelope))
-        return update_digest(envelope)
+        digest = update_digest(envelope)
+        self.sealed[digest] = envelope
+        return digest
 
     def publish_chunks(self, digest: Digest, blob: bytes, *, ranges: list[tuple[int, int]] | None = None) -> None:
         """Publish chunks of a blob."""
         topic = topics.chunk(self.genesis.task, 0, self.device_id)
         for chunk in chunks.split(blob, digest, ranges=ranges):
             self._link.publish(Message(topic, wire.to_bytes(chunk)))
+
+    def publish_raw(self, leaf: str, payload: bytes) -> None:
+        """Publish any bytes on a topic of this device."""
+        self._link.publish(Message(f"fl/v1/{self.genesis.task}/up/0/{self.device_id}/{leaf}", payload))
 
     def publish(self, blob: bytes, *, seq: int, base_version: int = 0, base: ModelParams | None = None) -> Digest:
         """Publish a whole update as an honest device would."""
@@ -156,6 +164,11 @@ class ScriptedDevice:
         """Wait for the certified end of an update."""
         await self._until(lambda: digest in self.outcomes, "an outcome")
         return self.outcomes[digest][0]
+
+    async def until_resume(self, digest: Digest) -> Resume:
+        """Wait until a miner asks for missing chunks."""
+        await self._until(lambda: any(r.update_digest == digest for r in self.resumes), "a resume")
+        return next(r for r in self.resumes if r.update_digest == digest)
 
     async def until_receipt(self, digest: Digest, status: ReceiptStatus) -> Receipt:
         """Wait for a receipt with this status."""
