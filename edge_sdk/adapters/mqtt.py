@@ -325,10 +325,16 @@ class _Connection:
         finally:
             was_ready, self.is_ready = self.is_ready, False
             self._client.loop_stop()
+            self._break_cycle()
         if self._is_version_refused:
             return None
         self._sink(Disconnected(self._session, str(self._broker), self._reason))
         return time.monotonic() - started_s if was_ready else 0.0
+
+    def _break_cycle(self) -> None:
+        """Let the client go at once: it closes its wake-up sockets when it is deleted, not when it is stopped."""
+        client = self._client
+        client.on_connect = client.on_subscribe = client.on_disconnect = client.on_message = client.on_publish = None
 
     def close(self) -> None:
         """Ask paho to disconnect; ``run`` then returns."""

@@ -106,7 +106,7 @@ def _restore(state: State, event: e.Restored) -> Step:
         version_floor=event.version_floor,
         last_trained=event.last_trained,
         next_seq=event.next_seq,
-        quiet_until_ms=event.now_ms + state.rules.quiet_ms,
+        quiet_until_ms=0 if event.installed is None else event.now_ms + state.rules.quiet_ms,
         updates=tuple(updates.restore(saved, event.now_ms) for saved in event.updates),
     )
     effects: tuple[e.Effect, ...] = ()
