@@ -22,6 +22,7 @@ from coordinator.journal import Journal
 from coordinator.ledger import block
 from coordinator.ledger.state import State, UpdateStatus
 from coordinator.library import Library
+from coordinator.pruning import Pruner
 from coordinator.reception import Reception
 from coordinator.serving.metrics import MinerPhase, UpdateOutcome
 from edge_sdk.protocol.ids import Digest
@@ -45,6 +46,7 @@ class Follower:
         courier: Courier,
         reception: Reception,
         journal: Journal,
+        pruner: Pruner,
         is_silent: bool,
     ) -> None:
         """Join the parts."""
@@ -54,6 +56,7 @@ class Follower:
         self._courier = courier
         self._reception = reception
         self._journal = journal
+        self._pruner = pruner
         self._is_silent = is_silent
         self._cut_ns: dict[int, int] = {}
         self._version_changed = asyncio.Event()
@@ -65,16 +68,20 @@ class Follower:
         listed: list[Digest] = []
         for event in finalized.events:
             match event:
-                case UpdateAccepted(update_digest=digest):
+                case UpdateAccepted(update_digest=digest, blob_digest=blob_digest):
                     listed.append(digest)
+                    self._pruner.listed(digest, blob_digest)
                 case BlockCut(block_index=index, cause=cause):
                     self._cut_ns[index] = self._journal.now_ns()
                     metrics.count_block(cause)
                     self._journal.mark("cut", block_index=index, cause=cause.name.lower(), height=finalized.height)
                 case BlockCertified():
                     self._certified(event)
-                case RoundExtended(block_index=index, phase=phase) | RoundVoided(block_index=index, phase=phase):
-                    log.warning("%s: block %d in %s", type(event).__name__, index, phase.name)
+                case RoundExtended(block_index=index, phase=phase):
+                    log.warning("block %d: more time in %s", index, phase.name)
+                case RoundVoided(block_index=index, phase=phase):
+                    self._cut_ns.pop(index, None)
+                    log.warning("block %d is void: no quorum in %s", index, phase.name)
                 case EvidenceFound(evidence=evidence):
                     metrics.count_evidence()
                     log.warning("evidence: %s by %s: %s", evidence.kind, evidence.subject, evidence.detail)
@@ -126,4 +133,5 @@ class Follower:
                 merged=sum(entry.verdict is Verdict.MERGED for entry in event.entries),
                 refused=sum(entry.verdict is Verdict.REFUSED for entry in event.entries),
             )
+        self._pruner.certified(header.index)
         self._version_changed.set()

@@ -75,6 +75,13 @@ class Library:
         self._blobs.delete(digest)
         return None
 
+    def public(self, digest: Digest) -> bytes | None:
+        """Return a blob that any device may have - a model or the artifact - and None for an update's."""
+        is_public = digest == self._genesis.artifact_digest or any(
+            row.blob_digest == digest for row in self._store.models()
+        )
+        return self.held(digest) if is_public else None
+
     async def blob(self, digest: Digest, size_bytes: int, preferred: Sequence[MinerId] = ()) -> bytes | None:
         """Return a blob from here or from a peer; a fetched one is kept. None when nobody gave it."""
         blob = self.held(digest)

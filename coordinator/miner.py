@@ -19,6 +19,7 @@ from coordinator.chain_view import MinerView
 from coordinator.config import MinerConfig
 from coordinator.courier import Courier
 from coordinator.deadlines import Deadlines
+from coordinator.downlink import Downlink
 from coordinator.duties import DutyRunner, DutyTools
 from coordinator.enrolment.service import EnrolmentService
 from coordinator.follower import Follower
@@ -33,6 +34,7 @@ from coordinator.ordering.abci_server import serve_abci
 from coordinator.ordering.rpc import OrderedLogClient
 from coordinator.peers import Peers
 from coordinator.pool import Pool
+from coordinator.pruning import Pruner
 from coordinator.reception import IntakeLedger, Reception, ReceptionTools
 from coordinator.rounds import open_phase
 from coordinator.serving.http import create_app
@@ -92,10 +94,18 @@ class Miner:
         )
         intake_ledger = IntakeLedger(self._application, self._store)
         pool = Pool(ledger=intake_ledger, check_blob=upload_check(model), blob_bytes_max=blob_bytes_max(model))
+        downlink = Downlink(
+            genesis,
+            config.miner_id,
+            state=lambda: self._application.state,
+            public_blob=self._library.public,
+            send=self._courier.chunks,
+        )
         reception_tools = ReceptionTools(
             application=self._application,
             store=self._store,
             blobs=blobs,
+            downlink=downlink,
             courier=self._courier,
             submitter=self._submitter,
             journal=self._journal,
@@ -113,6 +123,7 @@ class Miner:
             courier=self._courier,
             reception=self._reception,
             journal=self._journal,
+            pruner=Pruner(self._store, blobs, blocks_kept=config.blob_retention_blocks),
             is_silent=config.behaviour.is_silent,
         )
         self._http = HttpService(

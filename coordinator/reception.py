@@ -17,6 +17,7 @@ from typing import Final, assert_never
 from coordinator.application import Application
 from coordinator.behaviour import Behaviour
 from coordinator.courier import Courier
+from coordinator.downlink import Downlink
 from coordinator.journal import Journal
 from coordinator.ledger.blobs import BlobStore
 from coordinator.ledger.rows import UploadRow
@@ -43,11 +44,11 @@ from coordinator.serving.metrics import Direction, MinerPhase, UpdateOutcome
 from coordinator.submission import Submitter
 from edge_sdk.adapters import failpoints
 from edge_sdk.adapters.mqtt import Arrived
-from edge_sdk.errors import DecodeError, StoreError
+from edge_sdk.errors import DecodeError, RemoteProtocolError, StoreError
 from edge_sdk.ports import Clock
 from edge_sdk.protocol import cose, digest, topics, wire
 from edge_sdk.protocol.ids import DeviceId, Digest
-from edge_sdk.protocol.limits import PENDING_PER_DEVICE_MAX
+from edge_sdk.protocol.limits import CHUNK_DATA_BYTES_MAX, PENDING_PER_DEVICE_MAX
 from edge_sdk.protocol.messages import Reason, ReceiptStatus, UpdateManifest
 from edge_sdk.protocol.topics import Kind
 
@@ -81,6 +82,7 @@ class ReceptionTools:
     application: Application
     store: LedgerStore
     blobs: BlobStore
+    downlink: Downlink
     courier: Courier
     submitter: Submitter
     journal: Journal
@@ -186,8 +188,21 @@ class Reception:
         if topic.kind is Kind.CHUNK:
             journal.metrics.count_chunk(Direction.UP, len(message.payload))
             return ChunkArrived(topic.device, message.payload, self._now_s())
-        journal.metrics.count_refused_message(Reason.WRONG_TOPIC)
+        if topic.kind is Kind.FETCH:
+            self._answer_fetch(topic.device, message.payload)
+        elif topic.kind is not Kind.STATUS:  # births and deaths of devices are for those who watch the fleet
+            journal.metrics.count_refused_message(Reason.WRONG_TOPIC)
         return None
+
+    def _answer_fetch(self, device_id: DeviceId, envelope: bytes) -> None:
+        metrics = self._tools.journal.metrics
+        try:
+            sent = self._tools.downlink.take(device_id, envelope, self._now_s())
+        except RemoteProtocolError as error:
+            metrics.count_refused_message(error.reason or Reason.MALFORMED)
+            return
+        for start in range(0, sent, CHUNK_DATA_BYTES_MAX):
+            metrics.count_chunk(Direction.DOWN, min(sent - start, CHUNK_DATA_BYTES_MAX))
 
     def _apply(self, event: Event, tasks: asyncio.TaskGroup) -> None:
         if self._tools.behaviour.receipts_without_blob:
