@@ -203,13 +203,16 @@ class _Auditor:
             with self._places.table(table, decided):
                 if store.block(index) != expected:
                     raise self._places.corrupt_table(table, "not the block of the replay", decided)
-        if store.entry_places() != tuple(sorted(derived.entry_places, key=lambda place: place[1:])):
+        with self._places.table("entries"):
+            places = store.entry_places()
+        if places != tuple(sorted(derived.entry_places, key=lambda place: place[1:])):
             raise self._places.corrupt_table("entries", "other entries than those of the replay", height)
 
     def _check_models(self, store: LedgerStore, derived: Derivation) -> None:
         """Compare every version that the miner says it holds; it holds at least the newest one it signed."""
         state = derived.app.state
-        held = {row.version: row for row in store.models()}
+        with self._places.table("models"):
+            held = {row.version: row for row in store.models()}
         for version, row in held.items():
             table = f"models, version {version}"
             if version not in derived.roots:

@@ -194,14 +194,19 @@ class LedgerStore:
                     height=height,
                 )
             return None
+        devices = self._all("SELECT record, device_id FROM snapshot_devices ORDER BY device_id")
+        updates = self._all("SELECT record, update_digest, place FROM snapshot_updates ORDER BY place")
         with self._reading("snapshot", height=height):
             state = State.assemble(
                 records.from_bytes(Core, core[0], bytes_max=CORE_BYTES_MAX),
-                [row[0] for row in self._all("SELECT record FROM snapshot_devices ORDER BY device_id")],
-                [row[0] for row in self._all("SELECT record FROM snapshot_updates ORDER BY place")],
+                [row[0] for row in devices],
+                [row[0] for row in updates],
             )
+        keys_hold = [row[1] for row in devices] == list(state.registry) and [row[1:] for row in updates] == [
+            (update.update_digest, update.order) for update in state.updates.values()
+        ]
         found = self._one("SELECT state_root FROM heights WHERE height = ?", (height,))
-        if state.height != height or found is None or state.root != found[0]:
+        if not keys_hold or state.height != height or found is None or state.root != found[0]:
             raise CorruptLedgerError(
                 f"{self.path}: the snapshot is not the state of height {height}",
                 place=f"{self.path.name}: snapshot",

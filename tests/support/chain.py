@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.application import Application, Finalized
 from coordinator.ledger.block import candidates_digest
 from coordinator.ledger.state import Round
+from coordinator.ledger.store import LedgerStore
 from edge_sdk.protocol import cose, wire
 from edge_sdk.protocol.cose import SENDER_REGISTRAR, SoftwareSigner
 from edge_sdk.protocol.digest import commitment, sha256, update_digest
@@ -227,16 +228,19 @@ def scores(base: int, *updates: int) -> Scores:
 
 
 class Runner:
-    """One application, driven height by height."""
+    """One application, driven height by height, with or without a store."""
 
-    def __init__(self, names: Names) -> None:
+    def __init__(self, names: Names, store: LedgerStore | None = None) -> None:
         self.names = names
+        self.store = store
         self.app = Application(names.genesis)
 
     def height(self, *txs: bytes, time_s: int | None = None) -> Finalized:
         """Decide a height with these transactions; returns what it did."""
         height = self.app.state.height + 1
         finalized = self.app.finalize(height, CREATED_S + height if time_s is None else time_s, txs)
+        if self.store is not None:
+            self.store.commit_height(finalized, proposer=self.names.miners[height % len(self.names.miners)])
         self.app.commit(finalized)
         return finalized
 

@@ -83,9 +83,15 @@ class MinerTwin:
     def restart(self) -> None:
         """Lose the memory, keep the disk."""
         assert self.store is not None
+        assert self.blob_store is not None
         state = self.store.load_state()
         self.app = Application(self.names.genesis, state=state)
         self.own.clear()
+        self.uploads = {row.update_digest: (_manifest(row.envelope), row.envelope) for row in self.store.uploads()}
+        self.blobs = {sha256(data): data for data in (path.read_bytes() for path in self.blob_store.files())}
+        self.models = {
+            row.version: wire.from_bytes(ModelParams, self.blobs[row.blob_digest]) for row in self.store.models()
+        }
 
     def take(self, envelope: bytes, blob: bytes) -> bool:
         """Receive an update; True means a receipt `stored` to the device."""
@@ -159,7 +165,7 @@ class MinerTwin:
             values = []
             for candidate in duty.candidates:
                 blob = world.fetch(self, candidate.blob_digest)
-                values.append(SCORE_UNAVAILABLE if blob is None else self._quality(candidate, blob))
+                values.append(SCORE_UNAVAILABLE if blob is None else self._quality(world, candidate, blob))
             if self.behaviour is Behaviour.LYING_SCORES:
                 values = [900 if value < 500 else 0 for value in values]
             scores = Scores(base=500, updates=tuple(values), classes=())
@@ -169,11 +175,11 @@ class MinerTwin:
             self.own[duty.block_index] = scores
         return self.own[duty.block_index]
 
-    def _quality(self, candidate: Candidate, blob: bytes) -> int:
+    def _quality(self, world: World, candidate: Candidate, blob: bytes) -> int:
         """Stands for a fold: hostile devices score low, honest ones about the base, each miner a little different."""
         try:
             payload = wire.from_bytes(UpdatePayload, blob)
-            check_update(self.models[self.app.state.version], payload, codec=Codec.INT8_DENSE)
+            check_update(world.model(self, self.app.state.version), payload, codec=Codec.INT8_DENSE)
         except DecodeError:
             return SCORE_OUT_OF_BOUNDS
         noise = sha256(self.miner_id.encode(), blob)[0] % 7
@@ -298,6 +304,8 @@ class World:
         """One round of messages and one height."""
         self.steps += 1
         live = [miner for miner in self.miners if not miner.is_down]
+        for miner in live:
+            self._execute(miner)
         for device in self.devices:
             if publish:
                 device.publish(live[0].app.state)
