@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
@@ -112,7 +113,8 @@ def load_dataset(path: Path, *, input_shape: tuple[int, ...], class_count: int) 
         else:
             with zipfile.ZipFile(path) as archive:
                 arrays = {name: _read_member(path, archive, name) for name in ("x", "y")}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        # RuntimeError: an encrypted member, or a compression that is not built in.
         raise TrainingError(f"dataset {path}: {error}") from error
     try:
         return ArrayDataset(arrays["x"], arrays["y"], input_shape=input_shape, class_count=class_count)

@@ -126,6 +126,15 @@ def test_file_that_is_no_dataset_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "e.npz")
 
 
+def test_damaged_compressed_array_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "d.npz", x=np.random.default_rng(0).random((500, 2)).astype(np.float32), y=Y)
+    content = bytearray((tmp_path / "d.npz").read_bytes())
+    content[1500] ^= 0xFF
+    (tmp_path / "d.npz").write_bytes(content)
+    with pytest.raises(TrainingError, match=r"d\.npz"):
+        load(tmp_path / "d.npz")
+
+
 def test_header_that_promises_more_than_there_is_is_refused(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=X, y=Y)
     with zipfile.ZipFile(tmp_path / "d.npz") as source, zipfile.ZipFile(tmp_path / "e.npz", "w") as target:
