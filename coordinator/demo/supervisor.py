@@ -35,7 +35,7 @@ RESTART_PAUSE_S: Final = 1.0
 KILL_FAILPOINT: Final = "device.mid_chunks"
 KILL_AT_UPLOAD: Final = 2
 """The victim dies in its second upload, so that it has something to lose."""
-KILL_LATEST_SHARE: Final = 0.5
+KILL_LATEST_SHARE: Final = 0.7
 """If no upload was caught by then, the victim is killed wherever it is."""
 DEVICES_STOP_S: Final = 6.0
 SETTLE_S: Final = 8.0
@@ -193,22 +193,30 @@ class Supervisor:
                 starting[device.device_id] = now_s
             while waiting and len(starting) + len(enrolling) < width:
                 device = waiting.pop(0)
-                self._processes.start(_enrolment(device), _flchain("device", "enrol", "--config", device.config))
+                self._enrol(device)
                 enrolling.append(device)
             self._tick(look=True)
             if self._is_done():
                 return
 
+    def _enrol(self, device: DevicePlace) -> None:
+        self._processes.start(_enrolment(device), _flchain("device", "enrol", "--config", device.config))
+
     def _is_enrolled(self, device: DevicePlace) -> bool:
-        """Whether the enrolment has ended.
+        """Whether the enrolment has ended well; one that failed is tried again, with the same claim and key.
 
         Raises:
-            FleetError: it failed; every claim is fresh, so that this is no matter of trying again.
+            FleetError: it failed too often.
         """
         child = self._processes[_enrolment(device)]
-        if child.status not in {None, 0}:
+        if child.status in {None, 0}:
+            return child.status == 0
+        self._restarts[child.name] = self._restarts.get(child.name, 0) + 1
+        if self._restarts[child.name] > RESTARTS_MAX:
             raise FleetError(f"{device.device_id} could not enrol: {child.log_tail()}")
-        return child.status == 0
+        self._note(f"{device.device_id} could not enrol, trying again: {child.log_tail()[-200:]}")
+        self._enrol(device)
+        return False
 
     def _start_device(self, device: DevicePlace) -> None:
         environment = {}
