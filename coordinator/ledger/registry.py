@@ -10,12 +10,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Final
 
 from coordinator.ledger import records
 from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import DeviceId, Digest
-from edge_sdk.protocol.limits import SEQ_WINDOW
+from edge_sdk.protocol.limits import DIGEST_BYTES, SEQ_WINDOW
 from edge_sdk.protocol.messages import Enrol, PublicKey, Reason
+
+_SEQ_BYTES: Final = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,14 +32,26 @@ class DeviceRecord:
     revoked: bool = False
     seq_top: int = -1
     """Highest number seen under this key."""
-    recent: tuple[tuple[int, Digest], ...] = ()
-    """(seq, update digest) inside the window, in the order of arrival."""
+    window: bytes = b""
+    """Numbers inside the window with their update digests, in the order of arrival: 8 bytes of seq, 32 of digest each.
+
+    One byte string, since a record is encoded and hashed with every update of its device.
+    """
     merged_bases: tuple[int, ...] = ()
     """Base versions of merged updates that are not stale yet: at most one merge for each."""
     open_updates: int = 0
     """Updates on the ledger that are not decided."""
     equivocated: bool = False
     """Evidence exists; further equivocation under this key is refused without more."""
+
+    @property
+    def recent(self) -> tuple[tuple[int, Digest], ...]:
+        """(seq, update digest) of every number inside the window."""
+        step, window = _SEQ_BYTES + DIGEST_BYTES, self.window
+        return tuple(
+            (int.from_bytes(window[at : at + _SEQ_BYTES]), Digest(window[at + _SEQ_BYTES : at + step]))
+            for at in range(0, len(window), step)
+        )
 
     @cached_property
     def encoded(self) -> bytes:
@@ -60,8 +75,9 @@ def check_seq(record: DeviceRecord, seq: int, digest: Digest) -> Reason:
 def use_seq(record: DeviceRecord, seq: int, digest: Digest) -> DeviceRecord:
     """Record an admitted update: its number is used, and it is open."""
     top = max(record.seq_top, seq)
-    kept = tuple(pair for pair in record.recent if pair[0] > top - SEQ_WINDOW)
-    return replace(record, seq_top=top, recent=(*kept, (seq, digest)), open_updates=record.open_updates + 1)
+    kept = [(used, known) for used, known in record.recent if used > top - SEQ_WINDOW]
+    window = b"".join(number.to_bytes(_SEQ_BYTES) + name for number, name in (*kept, (seq, digest)))
+    return replace(record, seq_top=top, window=window, open_updates=record.open_updates + 1)
 
 
 def close_update(record: DeviceRecord, *, merged_base: int | None, oldest_base: int) -> DeviceRecord:
@@ -94,4 +110,4 @@ def enrol(record: DeviceRecord | None, message: Enrol) -> DeviceRecord | Reason:
     renewed = replace(record, key=message.key, serial=message.serial, revoked=False)
     if message.key == record.key:
         return renewed
-    return replace(renewed, seq_top=-1, recent=(), equivocated=False)
+    return replace(renewed, seq_top=-1, window=b"", equivocated=False)

@@ -35,6 +35,7 @@ RECORD_BYTES_MAX: Final = 256 * 1024
 CORE_BYTES_MAX: Final = 16 * 1024 * 1024
 _FRAME_BYTES: Final = 4
 Key = TypeVar("Key", DeviceId, int)
+RecordT = TypeVar("RecordT", DeviceRecord, "UpdateRecord")
 
 
 class UpdateStatus(IntEnum):
@@ -308,8 +309,8 @@ class State:
         Raises:
             DecodeError: a record does not decode, or the order is not canonical.
         """
-        device_records = [records.from_bytes(DeviceRecord, item, bytes_max=RECORD_BYTES_MAX) for item in devices]
-        update_records = [records.from_bytes(UpdateRecord, item, bytes_max=RECORD_BYTES_MAX) for item in updates]
+        device_records = [_loaded(DeviceRecord, item) for item in devices]
+        update_records = [_loaded(UpdateRecord, item) for item in updates]
         _check_rising([record.device_id for record in device_records])
         _check_rising([record.order for record in update_records])
         registry = {record.device_id: record for record in device_records}
@@ -317,6 +318,13 @@ class State:
         if len(undecided) != len(update_records) or not core.model_roots:
             raise DecodeError("a state with an update twice or without a model root")
         return cls(core=core, registry=registry, updates=undecided)
+
+
+def _loaded(cls: type[RecordT], data: bytes) -> RecordT:
+    """Decode a record and keep its bytes: the codec accepts one encoding of each value only."""
+    record = records.from_bytes(cls, data, bytes_max=RECORD_BYTES_MAX)
+    record.__dict__["encoded"] = data
+    return record
 
 
 def _frames(data: bytes) -> list[bytes]:
