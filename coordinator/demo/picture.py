@@ -30,7 +30,7 @@ RED: Final = "#d55e00"
 GREY: Final = "#5f6b76"
 CAUSE_COLOURS: Final = {"size": BLUE, "tau": ORANGE}
 DPI: Final = 120
-HEADROOM: Final = 1.05
+HEADROOM: Final = 1.1
 
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
@@ -86,10 +86,11 @@ def _draw_baseline(axes: Axes, report: Mapping[str, Any]) -> None:
     axes.axhline(accuracy, color=GREY, linestyle="--", linewidth=1)
     axes.annotate(
         f"centralized fp32 {accuracy:.3f}",
-        (0.02, accuracy),
+        (0.99, accuracy),
         xycoords=("axes fraction", "data"),
-        xytext=(0, -12),
+        xytext=(0, 3),
         textcoords="offset points",
+        ha="right",
         fontsize=9,
         color=GREY,
     )
@@ -106,7 +107,7 @@ def _draw_blocks(axes: Axes, report: Mapping[str, Any]) -> None:
         if certified_s is not None:
             axes.plot([certified_s], [merged], marker="v", markersize=4, color=GREEN, linestyle="none")
     axes.axhline(0, color=GREY, linewidth=0.8)
-    axes.set(xlabel="seconds since the first block was opened", ylabel="updates: merged up, refused down")
+    axes.set(xlabel="seconds since the start of the run", ylabel="updates: merged up, refused down")
     axes.set_title("blocks by the cause of their cut", fontsize=11, loc="left")
     axes.margins(y=0.18)
     causes = report["blocks_by_cause"]
