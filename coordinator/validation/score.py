@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from coordinator.aggregation.merge import check_update
 from edge_sdk.errors import DecodeError, NonFiniteError
 from edge_sdk.protocol.limits import CLASS_SCORES_MAX, SCORE_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
 from edge_sdk.protocol.messages import ModelParams, Scores, UpdatePayload
@@ -71,7 +72,7 @@ def score_block(
 
     Returns:
         Integers per mille; ``SCORE_UNAVAILABLE`` without a blob, ``SCORE_OUT_OF_BOUNDS`` for one that does not fit the
-        model or is longer than the clip allows.
+        model, would take it out of its range, or is longer than the clip allows.
 
     Cost: one forward pass over the fold for the base and each update.
     """
@@ -103,6 +104,9 @@ def _score_update(
     if update.payload is None:
         return SCORE_OUT_OF_BOUNDS, None
     try:
+        # A merge that fails fails for every miner, and then the block is never certified: refuse its cause here. The
+        # check is exact, so all honest miners say the same and the median with them, however harmless the loss is.
+        check_update(base, update.payload, codec=update.payload.codec)
         delta = decode_floats(update.payload, base)
     except DecodeError:
         return SCORE_OUT_OF_BOUNDS, None

@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from coordinator.aggregation.merge import merge
 from coordinator.authoring import zoo
 from coordinator.validation.folds import FOLD_EXAMPLES_MAX, Fold, fold_of
 from coordinator.validation.score import CLASS_ABSENT, ScoredUpdate, score_block
-from edge_sdk.errors import TrainingError
-from edge_sdk.protocol.limits import SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
+from edge_sdk.errors import AggregationError, TrainingError
+from edge_sdk.protocol.limits import MODEL_VALUE_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
 from edge_sdk.protocol.messages import Codec, ModelParams, UpdatePayload
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.dataset import ArrayDataset
@@ -119,6 +120,29 @@ def test_negative_codes(
     assert scores[1] == SCORE_UNAVAILABLE
     assert scores[2:] == (SCORE_OUT_OF_BOUNDS,) * 3
     assert classes[1:][1] == bytes([CLASS_ABSENT]) * CLASSES
+
+
+def test_an_update_that_no_miner_could_merge_is_out_of_bounds(
+    model: tuple[Artifact, ModelParams], trainer: Trainer, fold: Fold, delta: dict[str, npt.NDArray[np.float32]]
+) -> None:
+    """A neuron that never fires hides it from the loss: were it accepted, no vote would ever end its block."""
+    artifact, base = model
+    position = next(i for i, tensor in enumerate(base.tensors) if tensor.channel_axis < 0)
+    bias = base.tensors[position]
+    values = np.frombuffer(bias.values, "<i4").copy()
+    values[0] = -MODEL_VALUE_MAX
+    tensors = [*base.tensors]
+    tensors[position] = replace(bias, values=values.tobytes())
+    edge = ModelParams(tensors=tuple(tensors))
+    outward = {name: np.zeros_like(part) for name, part in delta.items()}
+    outward[bias.name][0] = -1.0
+    inward = {name: -part for name, part in outward.items()}
+    payloads = [encode(part, artifact) for part in (outward, inward)]
+    _, scores, _ = score(trainer, fold, edge, [ScoredUpdate(weight=WEIGHT, payload=payload) for payload in payloads])
+    with pytest.raises(AggregationError, match="leaves its range"):
+        merge(edge, [(WEIGHT, payloads[0])], WEIGHT, 1 << 16)
+    assert scores[0] == SCORE_OUT_OF_BOUNDS
+    assert scores[1] >= 0
 
 
 def test_recalls_are_percentages_and_mark_absent_classes(model: tuple[Artifact, ModelParams], trainer: Trainer) -> None:
