@@ -113,7 +113,11 @@ def _restore(state: State, event: e.Restored) -> Step:
     for update in state.updates:  # a quorum may have been complete before the restart
         state, more = updates.judge(state, update, event.now_ms)
         effects = (*effects, *more)
+    # Outcomes may have passed by while nobody listened: ask for them as soon as there is a link.
+    state = replace(state, updates=tuple(replace(update, due_ms=event.now_ms) for update in state.updates))
     if event.job_base is not None:
         state, more = training.take_up(state, event.job_base)
         effects = (*effects, *more)
+    if all(update.base_version != state.last_trained for update in state.updates):
+        state = training.allow_again(state, state.last_trained, event.now_ms)  # it may have been refused
     return state, effects

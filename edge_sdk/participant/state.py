@@ -42,7 +42,7 @@ class Rules:
     """After a refusal of its last update on this base a device may try again; each refusal doubles the pause."""
     retrain_max_ms: int = 600_000
     store_retry_ms: int = 5_000
-    quiet_ms: int = 3_000
+    quiet_ms: int = 2_000
     """After a restart no job starts for so long: miners may have a newer model than the one on the disk."""
     outbox_bytes_max: int = OUTBOX_BYTES_MAX
     outbox_age_ms_max: int = OUTBOX_AGE_S_MAX * 1_000

@@ -82,7 +82,7 @@ def failed(state: State, base_version: int, why: str, now_ms: int) -> Step:
     if state.job is None or state.job.base_version != base_version:
         return state, ()
     state = replace(state, job=None, last_trained=max(state.last_trained, base_version))
-    state = _allow_again(state, base_version, now_ms)
+    state = allow_again(state, base_version, now_ms)
     return state, (Report("training.failed", f"base {base_version}: {why}"), DropJob(base_version))
 
 
@@ -134,10 +134,10 @@ def settled(state: State, digest: Digest, now_ms: int) -> Step:
     if update is None or update.sending is not Sending.SETTLING:
         return state, ()
     state = replace(state, updates=tuple(item for item in state.updates if item.digest != digest))
-    return (_allow_again(state, update.base_version, now_ms) if update.may_retry else state), ()
+    return (allow_again(state, update.base_version, now_ms) if update.may_retry else state), ()
 
 
-def _allow_again(state: State, base_version: int, now_ms: int) -> State:
+def allow_again(state: State, base_version: int, now_ms: int) -> State:
     """Let the newest base be trained on once more, later."""
     if base_version != state.last_trained:
         return state
