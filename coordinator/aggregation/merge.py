@@ -113,11 +113,15 @@ def _merge_tensor(
     bound = sum(coefficient * _peak(values) for coefficient, values in terms)
     if bound + total_weight >= 1 << ACCUMULATOR_BITS or bound // total_weight >= _STEP_MAX:
         raise AggregationError(f"tensor {tensor.name}: the sum of the updates may overflow ({bound})")
-    base = integers(tensor).reshape(-1)
-    merged = base + _step(_weighted_sum(terms, base.size, bound), total_weight, server_rate_q16)
-    if _peak(merged) > MODEL_VALUE_MAX:
-        raise AggregationError(f"tensor {tensor.name}: the merged model leaves its range")
-    result = merged.astype("<i4")
+    result = integers(tensor).reshape(-1).astype("<i4")  # a copy: the model's own bytes stay
+    shared = min(((c & -c).bit_length() - 1 for c, _ in terms), default=0)
+    for start in range(0, result.size if terms else 0, _BLOCK):
+        block = slice(start, min(start + _BLOCK, result.size))
+        sums = _weighted_sum([(c, values[block]) for c, values in terms], shared, bound)
+        merged = result[block] + _step(sums, total_weight, server_rate_q16)
+        if _peak(merged) > MODEL_VALUE_MAX:
+            raise AggregationError(f"tensor {tensor.name}: the merged model leaves its range")
+        result[block] = merged
     scale_m, scale_k = tensor.scale_m, tensor.scale_k
     if tensor.channel_axis >= 0:
         m, k = channel_scales(result.reshape(tensor.shape), tensor.exponent, tensor.channel_axis)
@@ -133,25 +137,22 @@ def _merge_tensor(
     )
 
 
-def _weighted_sum(terms: list[tuple[int, npt.NDArray[Any]]], size: int, bound: int) -> npt.NDArray[np.int64]:
-    """Sum of coefficient * values, exactly; ``bound`` is the largest magnitude that any partial sum can reach.
+def _weighted_sum(terms: list[tuple[int, npt.NDArray[Any]]], shared: int, bound: int) -> npt.NDArray[np.int64]:
+    """Sum of coefficient * values, exactly.
 
-    A power of two that all coefficients share is taken out; what is left usually fits 32 bits, where the processor
-    multiplies twice as many values at a time.
+    Args:
+        terms: At least one.
+        shared: All coefficients are multiples of 2**shared. What is left usually fits 32 bits, where the processor
+            multiplies twice as many values at a time.
+        bound: Largest magnitude that any partial sum can reach.
     """
-    shared = min(((c & -c).bit_length() - 1 for c, _ in terms), default=0)
     kind: type[np.int32 | np.int64] = np.int32 if bound >> shared <= np.iinfo(np.int32).max else np.int64
-    total = np.zeros(size, np.int64)
-    sums, product = np.empty(_BLOCK, kind), np.empty(_BLOCK, kind)
-    for start in range(0, size if terms else 0, _BLOCK):
-        stop = min(start + _BLOCK, size)
-        part, scratch = sums[: stop - start], product[: stop - start]
-        part.fill(0)
-        for coefficient, values in terms:
-            np.multiply(values[start:stop], kind(coefficient >> shared), out=scratch, dtype=kind)
-            part += scratch
-        np.left_shift(part, shared, out=total[start:stop], dtype=np.int64)
-    return total
+    sums = np.zeros(terms[0][1].size, kind)
+    product = np.empty_like(sums)
+    for coefficient, values in terms:
+        np.multiply(values, kind(coefficient >> shared), out=product, dtype=kind)
+        sums += product
+    return np.left_shift(sums, shared, dtype=np.int64)
 
 
 def _step(total: npt.NDArray[np.int64], total_weight: int, server_rate_q16: int) -> npt.NDArray[np.int64]:
