@@ -56,8 +56,8 @@ def _react(state: State, event: e.Event) -> Step:  # noqa: C901, PLR0911, PLR091
             return models.consider(state, announcement, time_s=time_s)
         case e.ModelFetched(_, version):
             return models.fetched(state, version)
-        case e.ModelTested(_, version):
-            return models.tested(state, version)
+        case e.ModelTested(now_ms, version):
+            return models.tested(state, version, now_ms)
         case e.ModelFailed(now_ms, version, why):
             return models.failed(state, version, why, now_ms)
         case e.ModelInstalled(_, model):
@@ -100,10 +100,12 @@ def _advance(state: State, now_ms: int) -> Step:
 
 
 def _restore(state: State, event: e.Restored) -> Step:
+    # The slot is switched before the floor is raised: a power cut in between leaves the slot ahead.
+    running = -1 if event.installed is None else event.installed.version
     state = replace(
         state,
         installed=event.installed,
-        version_floor=event.version_floor,
+        version_floor=max(event.version_floor, running),
         last_trained=event.last_trained,
         next_seq=event.next_seq,
         quiet_until_ms=0 if event.installed is None else event.now_ms + state.rules.quiet_ms,

@@ -24,6 +24,8 @@ _CLOCK: Final = "clock"
 def consider(state: State, announcement: Announcement, *, time_s: int) -> Step:
     """Take an announcement in, if it offers something newer that holds."""
     state = note_height(state, announcement.miner_id, announcement.height)
+    current = tuple(offer for offer in state.offers if not _has_expired(offer.announcement, time_s))
+    state = replace(state, time_s=time_s, offers=current)
     known = next((offer for offer in state.offers if offer.announcement.miner_id == announcement.miner_id), None)
     if known is not None and _is_same(known.announcement, announcement):
         return state, ()
@@ -68,7 +70,7 @@ def check_offer(announcement: Announcement, rules: Rules, *, time_s: int) -> Non
     if time_s < max(genesis.created_s, issued_s) - rules.clock_skew_s_max:
         text = f"this clock says {time_s}, the quorum signed at {issued_s}: the clock is behind"
         raise InvalidCertificateError(text, reason=_CLOCK)
-    if time_s > statement.expiry_s:
+    if _has_expired(announcement, time_s):
         text = f"expired {time_s - statement.expiry_s} s ago, or this clock is ahead"
         raise InvalidCertificateError(text, reason="expired")
 
@@ -103,10 +105,12 @@ def fetched(state: State, version: int) -> Step:
     return state, ((SelfTest(version),) if _is_installing(state, version) else ())
 
 
-def tested(state: State, version: int) -> Step:
-    """The blob works: switch to it."""
+def tested(state: State, version: int, now_ms: int) -> Step:
+    """The blob works: switch to it, unless its certificate expired while it waited for the work thread."""
     if not _is_installing(state, version) or state.installing is None:
         return state, ()
+    if _has_expired(state.installing.announcement, state.time_s):
+        return failed(state, version, "its certificate has expired meanwhile", now_ms)
     return state, (InstallModel(state.installing.model),)
 
 
@@ -142,6 +146,11 @@ def note_height(state: State, miner_id: str, height: int) -> State:
 
 def _is_installing(state: State, version: int) -> bool:
     return state.installing is not None and state.installing.model.version == version
+
+
+def _has_expired(announcement: Announcement, time_s: int) -> bool:
+    """Whether the certificate is no longer good; the trust anchor's version 0 has none."""
+    return announcement.certificate is not None and time_s > announcement.certificate.statement.expiry_s
 
 
 def _is_same(one: Announcement, other: Announcement) -> bool:

@@ -144,6 +144,8 @@ class State:
     """When the base ``last_trained`` may be trained on again."""
     next_seq: int = 1
     quiet_until_ms: int = 0
+    time_s: int = 0
+    """Calendar clock at the last announcement."""
     updates: tuple[Outgoing, ...] = ()
     heights: tuple[tuple[str, int], ...] = ()
     """Log height that each miner last claimed."""

@@ -1,15 +1,18 @@
 """An update on its way: sent until a quorum stored it, kept until its outcome is certified.
 
 A PUBACK of the broker only makes room in the window of chunks. What ends the sending is receipts of more than 2/3 of
-the voting power. What ends an update is its certified outcome or, before any quorum stored it, refusals of more than
-2/3 of the power. (Refusals of more than 1/3 would already hold an honest one; the larger quorum is the safe rule,
-because then no quorum can have stored the update and the delta cannot be merged after it went back to the residual.)
+the voting power. What ends an update is its certified outcome or, before any quorum stored it, lasting refusals of
+more than 2/3 of the power. (Refusals of more than 1/3 would already hold an honest one; the larger quorum is the safe
+rule, because then no quorum can have stored the update and the delta cannot be merged after it went back to the
+residual. A refusal that may pass - no room, a miner behind the others - does not count: a copy that is still on its
+way may be stored a moment later.)
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Final
 
 from edge_sdk.errors import InvalidCertificateError
 from edge_sdk.participant.events import (
@@ -34,9 +37,12 @@ from edge_sdk.participant.state import (
 )
 from edge_sdk.protocol.certificate import verify_outcome
 from edge_sdk.protocol.ids import Digest
+from edge_sdk.protocol.limits import ASSEMBLY_FRAGMENTS_MAX
 from edge_sdk.protocol.messages import Outcome, Reason, Receipt, ReceiptStatus, Resume, Verdict
 
-_FULL_SEND_EVERY = 3
+_PASSING: Final = frozenset({Reason.FUTURE_BASE, Reason.QUOTA, Reason.CAPACITY, Reason.DIGEST_MISMATCH})
+"""Refusals after which the same miner may still store the same update; it turns stale or expires if it never does."""
+_FULL_SEND_EVERY: Final = 3
 """Every third attempt sends all chunks; the others the manifest alone, which a miner answers with what it misses."""
 
 
@@ -105,7 +111,8 @@ def judge(state: State, update: Outgoing, now_ms: int) -> Step:
         return put(state, confirmed), ()
     power_of: Counter[Reason] = Counter()
     for miner_id, reason in update.refused_by:
-        power_of[reason] += rules.power(miner_id)
+        if reason not in _PASSING:
+            power_of[reason] += rules.power(miner_id)
     if update.sending is Sending.OPEN and power_of.total() >= rules.quorum:
         reason = min(power_of, key=lambda item: (-power_of[item], item))
         return settle(state, update, Verdict.REFUSED, reason)
@@ -156,6 +163,8 @@ def resume(state: State, message: Resume, now_ms: int) -> Step:
     if now_ms - update.recent_ms > state.rules.resume_memory_ms:
         update = replace(update, recent=(), recent_ms=now_ms)
     wanted = add_ranges(update.wanted, subtract_ranges(add_ranges(asked, ()), update.recent))
+    if len(wanted) > ASSEMBLY_FRAGMENTS_MAX:  # no honest miner has so many gaps: bound what a hostile one can pile up
+        wanted = ((wanted[0][0], wanted[-1][1]),)
     return put(state, replace(update, wanted=wanted)), ()
 
 
@@ -180,13 +189,18 @@ def drive(state: State, now_ms: int) -> Step:
 
 
 def _expire(state: State, update: Outgoing, now_ms: int) -> Step:
-    """Give up an update that no quorum took for too long."""
-    if update.sending is not Sending.OPEN or now_ms - update.created_ms <= state.rules.outbox_age_ms_max:
+    """Give up an update that no quorum took, or of which no outcome came, for too long."""
+    is_old = now_ms - update.created_ms > state.rules.outbox_age_ms_max
+    if update.sending is Sending.SETTLING or not is_old:
         return state, ()
     # Single miners may hold it and could still bring it to the ledger until it expires there: only after that is it
     # safe to use the delta again. Otherwise it is lost rather than counted twice.
     is_dead = claimed_height(state) > update.expiry_height
-    return settle(state, update, Verdict.REFUSED, Reason.TIMEOUT, returns_delta=is_dead)
+    if update.sending is Sending.OPEN:
+        return settle(state, update, Verdict.REFUSED, Reason.TIMEOUT, returns_delta=is_dead)
+    # A quorum stored it, so it may have been merged: its delta never returns. But it must not hold its place for ever
+    # if the ledger cannot take it any more, for instance because the device has another key since.
+    return settle(state, update, Verdict.REFUSED, Reason.TIMEOUT, returns_delta=False) if is_dead else (state, ())
 
 
 def _attempt(state: State, update: Outgoing, now_ms: int) -> Step:

@@ -106,7 +106,7 @@ def test_resume_sends_the_missing_bytes_once_for_all_miners() -> None:
     [
         ([Reason.STALE] * 3, (Reason.STALE, True)),
         ([Reason.SHAPE] * 2 + [Reason.STALE], (Reason.SHAPE, False)),
-        ([Reason.BAD_SIGNATURE, Reason.CAPACITY, Reason.CAPACITY], (Reason.CAPACITY, True)),
+        ([Reason.BAD_SIGNATURE, Reason.EXPIRED, Reason.EXPIRED], (Reason.EXPIRED, True)),
     ],
 )
 def test_quorum_of_refusals_ends_an_update(reasons: list[Reason], expected: tuple[Reason, bool]) -> None:
