@@ -68,8 +68,7 @@ class Key:
         if self.choices:
             return "one of " + ", ".join(repr(choice) for choice in self.choices)
         text = self.kind.value + (f" in {self.unit}" if self.unit else "")
-        low = "" if self.minimum is None else f"{self.minimum:g}"
-        high = "" if self.maximum is None else f"{self.maximum:g}"
+        low, high = _bound(self.minimum), _bound(self.maximum)
         return text + (f" ({low}..{high})" if low or high else "")
 
 
@@ -214,8 +213,10 @@ def example(schema: Schema) -> str:
         keys = section.keys if section.free is None else (*section.keys, section.free)
         for key in keys:
             lines.append(f"# {key.help}" if key.expected in key.help else f"# {key.help} ({key.expected})")
-            if key is section.free or key.default is None:
+            if key is section.free:
                 lines.append(f"# {key.name} =")
+            elif key.default is None:
+                lines.append(f'# {key.name} = ""')
             elif isinstance(key.default, Required):
                 lines.append(f"{key.name} =")
             else:
@@ -314,6 +315,12 @@ def _path(text: str, directory: Path) -> Path:
 def _check_range(number: float, key: Key) -> None:
     if (key.minimum is not None and number < key.minimum) or (key.maximum is not None and number > key.maximum):
         raise _MismatchError
+
+
+def _bound(number: float | None) -> str:
+    if number is None:
+        return ""
+    return str(int(number)) if number == int(number) else f"{number:g}"
 
 
 _SHOWN_CHARS_MAX: Final = 60
