@@ -11,11 +11,12 @@ import binascii
 import hashlib
 import http.client
 import json
+import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -27,6 +28,8 @@ from edge_sdk.protocol.messages import Outcome
 from edge_sdk.protocol.wire import from_bytes
 
 SOCKET_TIMEOUT_S: Final = 10.0
+ANSWER_S_MAX: Final = 20.0
+"""For a small answer from one miner: the socket's timeout alone lets it send a byte now and then for ever."""
 READ_BYTES: Final = 64 * 1024
 JSON_BYTES_MAX: Final = 256 * 1024
 _FETCH_TRIES: Final = 2
@@ -64,7 +67,7 @@ class HttpBlobs:
             size: Its bytes; None when nobody has said, which rules out resuming.
             path: File; what it holds already is kept as the beginning of the blob.
             bytes_max: Largest blob accepted.
-            timeout_s: For everything together.
+            timeout_s: For everything together, shared evenly: a miner that trickles does not use up the others' time.
 
         Returns:
             Bytes received.
@@ -74,9 +77,9 @@ class HttpBlobs:
         """
         if size is not None and not 1 <= size <= bytes_max:
             raise TransportError(f"a blob of {size} bytes, expected 1..{bytes_max}")
-        deadline_s = time.monotonic() + timeout_s
-        received, failures = 0, []
-        for url in dict.fromkeys(urls):
+        received, failures, candidates = 0, [], list(dict.fromkeys(urls))
+        for url in candidates:
+            deadline_s = time.monotonic() + timeout_s / len(candidates)
             for _ in range(_FETCH_TRIES):
                 try:
                     received += self._fetch_from(url, digest, size, path, bytes_max, deadline_s)
@@ -123,7 +126,7 @@ class HttpBlobs:
             have = 0
         if have == size:
             return 0
-        with closing(self._connect(url)) as connection:
+        with self._connection(url, deadline_s) as connection:
             headers = {"Range": f"bytes={have}-", "If-Range": f'"{digest.hex()}"'} if have else {}
             connection.request("GET", f"{_prefix(url)}/v1/blobs/sha256/{digest.hex()}", headers=headers)
             response = connection.getresponse()
@@ -157,7 +160,7 @@ class HttpBlobs:
 
     def _get_bounded(self, url: str, path: str) -> bytes | None:
         """Body of a small resource, None for 404."""
-        with closing(self._connect(url)) as connection:
+        with self._connection(url, time.monotonic() + ANSWER_S_MAX) as connection:
             connection.request("GET", _prefix(url) + path)
             response = connection.getresponse()
             if response.status == http.HTTPStatus.NOT_FOUND:
@@ -169,6 +172,19 @@ class HttpBlobs:
                 raise TransportError(f"answers with more than {JSON_BYTES_MAX} bytes")
             return data
 
+    @contextmanager
+    def _connection(self, url: str, deadline_s: float) -> Iterator[http.client.HTTPConnection]:
+        """A connection that is cut off at the deadline, whatever the other side sends and however slowly."""
+        with closing(self._connect(url)) as connection:
+            connection.connect()
+            hang_up = threading.Timer(max(0.0, deadline_s - time.monotonic()), _hang_up, (connection.sock,))
+            hang_up.daemon = True
+            hang_up.start()
+            try:
+                yield connection
+            finally:
+                hang_up.cancel()
+
     def _connect(self, url: str) -> http.client.HTTPConnection:
         parts = urlsplit(url)
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
@@ -177,6 +193,12 @@ class HttpBlobs:
             return http.client.HTTPConnection(parts.hostname, parts.port, timeout=SOCKET_TIMEOUT_S)
         context = ssl.create_default_context(cafile=self._ca_file)
         return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=SOCKET_TIMEOUT_S, context=context)
+
+
+def _hang_up(connected: socket.socket) -> None:
+    """End both directions from another thread: a read that waits returns."""
+    with suppress(OSError):  # closed by now
+        socket.socket.shutdown(connected, socket.SHUT_RDWR)  # not that of TLS, which is not made for two threads
 
 
 def _why(error: Exception) -> str:
