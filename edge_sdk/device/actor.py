@@ -88,7 +88,7 @@ class Actor:
                 return self.settle_waiting()
             case e.AskOutcome():
                 urls = (*self._parts.config.miner_urls, *self.announced_urls)
-                self._worker.submit(self._tasks.bound(lambda: self._tasks.ask_outcome(effect.digest, urls)))
+                self._worker.offer(self._tasks.bound(lambda: self._tasks.ask_outcome(effect.digest, urls)))
                 return ()
             case e.Report():
                 self.reports[effect.kind] += 1

@@ -265,7 +265,7 @@ class Device:
                 self._step(e.ModelAnnounced(now_ms, self._parts.clock.time_s(), announcement))
         if now_ms >= self._renewal_due_ms:
             self._renewal_due_ms = now_ms + round(RENEWAL_S * MS_PER_S)
-            self._worker.submit(self._tasks.bound(self._renew_certificate))
+            self._worker.offer(self._tasks.bound(self._renew_certificate))
 
     def _renew_certificate(self) -> None:
         """Renew at two thirds of the certificate's life; on the work thread."""

@@ -11,6 +11,8 @@ from typing import Final
 from edge_sdk.participant.events import Event
 
 TASKS_MAX: Final = 64
+OFFERS_MAX: Final = 8
+"""Waiting tasks beyond which a repeated one is passed over: a job may hold the thread for hours."""
 
 Task = Callable[[], Event | None]
 
@@ -38,6 +40,11 @@ class Worker:
     def submit(self, task: Task) -> None:
         """Queue a task; the participant asks for few at a time."""
         self._tasks.put_nowait(task)
+
+    def offer(self, task: Task) -> None:
+        """Queue a task that will be offered again, unless too many wait already."""
+        if self._tasks.qsize() < OFFERS_MAX:
+            self.submit(task)
 
     def stop(self, *, timeout_s: float) -> bool:
         """Wait for the running task, skip the others; whether it ended in time."""
