@@ -1,0 +1,113 @@
+"""``flchain device doctor`` and ``status`` against real files, a real broker and a miner."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from edge_sdk.cli import main
+from edge_sdk.protocol.messages import Genesis
+from tests.support.device_process import DeviceProcess, make_model
+from tests.support.fake_miners import Keys, make_genesis, running_mosquitto
+
+pytestmark = pytest.mark.network
+
+
+@pytest.fixture
+def miner_url() -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/healthz" else 404)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def genesis() -> Genesis:
+    artifact, params = make_model()
+    return make_genesis(Keys(), artifact_digest=artifact.digest, params=params)
+
+
+def diagnose(device: DeviceProcess, capsys: pytest.CaptureFixture[str]) -> tuple[int, dict[str, str]]:
+    code = main(["doctor", "--config", str(device.config)])
+    lines = capsys.readouterr().out.splitlines()
+    findings = [line for line in lines if not line.startswith(" ")]
+    # Worst of each kind: a later line of the same check replaces a better one.
+    found: dict[str, str] = {}
+    for line in findings:
+        level, what = line.split(":")[0].split()
+        if found.get(what) != "fail":
+            found[what] = level
+    assert all(line.startswith(("ok", "warn", "fail", "      -> ")) for line in lines)
+    return code, found
+
+
+def test_healthy_device(
+    mosquitto_path: Path,
+    tmp_path: Path,
+    free_tcp_port: int,
+    miner_url: str,
+    genesis: Genesis,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    device = DeviceProcess(tmp_path / "d1", genesis, broker_port=free_tcp_port, urls=(miner_url,))
+    (device.folder / "artifact.flm").write_bytes(make_model()[0].data)
+    with running_mosquitto(mosquitto_path, tmp_path / "broker", free_tcp_port):
+        code, found = diagnose(device, capsys)
+    assert code == 0
+    assert set(found.values()) == {"ok"}
+    assert set(found) == {
+        "genesis",
+        "clock",
+        "disk",
+        "key",
+        "certificate",
+        "state",
+        "backend",
+        "data",
+        "broker",
+        "miner",
+    }
+
+
+def test_everything_is_wrong(tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]) -> None:
+    device = DeviceProcess(tmp_path / "d1", genesis, broker_port=1, urls=("http://127.0.0.1:1",))
+    (device.folder / "key.pem").chmod(0o644)
+    (device.folder / "state.sqlite3").write_bytes(b"garbage" * 1_000)
+    (device.folder / "data.npz").unlink()
+    (device.folder / "genesis.cbor").write_bytes(b"\x00")
+    (device.folder / "cert.pem").write_text("nonsense")
+    code, found = diagnose(device, capsys)
+    assert code == 1
+    for what in ("genesis", "key", "state", "data", "broker", "certificate"):
+        assert found[what] == "fail"
+    assert found["miner"] == "warn"
+
+
+def test_status_of_a_new_device(tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]) -> None:
+    device = DeviceProcess(tmp_path / "d1", genesis, broker_port=1)
+    assert main(["status", "--config", str(device.config)]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document == {"device": "d1", "task": "digits", "model": None, "state": None}
+
+
+def test_corrupt_state_stops_the_device_with_advice(tmp_path: Path, genesis: Genesis) -> None:
+    device = DeviceProcess(tmp_path / "d1", genesis, broker_port=1)
+    (device.folder / "state.sqlite3").write_bytes(b"garbage" * 1_000)
+    device.start()
+    assert device.wait() == 1
+    assert "move it away and enrol" in device.log()
+    assert "Traceback" not in device.log()
