@@ -69,6 +69,7 @@ class MinerConfig:
 _BROKER_KEYS: Final = (
     Key("host", Kind.TEXT, "Name or address of the broker.", default="127.0.0.1", minimum=1),
     Key("port", Kind.INTEGER, "TCP port.", default=1883, minimum=1, maximum=_PORT_MAX),
+    Key("protocol", Kind.TEXT, "MQTT version; auto tries 5 first.", default="auto", choices=("auto", "3.1.1")),
     Key("tls", Kind.FLAG, "TLS with the certificates below.", default=False),
     Key("ca_file", Kind.PATH, "Certificate authority of the broker, PEM.", default=None),
     Key("cert_file", Kind.PATH, "Certificate of this miner, PEM.", default=None),
@@ -203,6 +204,7 @@ def _broker(table: Table) -> BrokerSettings:
         username=table.text_or_none("username"),
         password_file=table.path_or_none("password_file"),
         keepalive_s=table.integer("keepalive_s"),
+        is_mqtt5_tried=table.text("protocol") == "auto",
     )
 
 

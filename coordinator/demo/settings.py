@@ -126,7 +126,7 @@ def device_toml(context: Context, device: DevicePlace) -> str:
                 url=f"https://127.0.0.1:{context.enrolment_port}",
                 ca_file=CA_FILE,
             ),
-            _broker(context, device.device_id, **({} if context.is_mqtt5 else {"protocol": "3.1.1"})),
+            _broker(context, device.device_id),
             _table("[miners]", urls=[miner.url for miner in context.miners]),
             _table("[board]", profile=options.board),
             _table("[behaviour]", byzantine=options.byzantine.kind if is_hostile else ""),
@@ -134,14 +134,14 @@ def device_toml(context: Context, device: DevicePlace) -> str:
     )
 
 
-def _broker(context: Context, user: str, **more: Setting) -> str:
+def _broker(context: Context, user: str) -> str:
     return _table(
         "[[broker]]",
         host="127.0.0.1",
         port=context.broker_port,
+        protocol="auto" if context.is_mqtt5 else "3.1.1",
         username=user,
         password_file=PASSWORD_FILE,
-        **more,
     )
 
 
