@@ -123,7 +123,7 @@ def summary(state: RunState) -> str:
 
 def draw(devices: tuple[DevicePlace, ...], state: RunState, *, title: str) -> Panel:
     """The whole view."""
-    head = Text(f"{state.elapsed_s:5.1f} of {state.limit_s:.0f} s   {state.stage}\n{summary(state)}")
+    head = Text(f"{state.elapsed_s:5.1f} s   {state.stage} (training until {state.limit_s:.0f} s)\n{summary(state)}")
     events = Text("\n".join(f"{event.seconds:5.1f} s  {event.text}" for event in state.events[-EVENTS_SHOWN:]), "dim")
     parts: tuple[Text | Table, ...] = (head, _devices_table(devices, state), _blocks_table(state.progress.blocks))
     return Panel(Group(*parts, Text(sparkline(state.progress.curve), "green"), events), title=title)
