@@ -11,6 +11,11 @@ from tests.support.fake_miners import FakeMiners, Keys, make_genesis, running_mo
 
 pytestmark = pytest.mark.network
 
+IDLE_MIB_MAX = 45
+"""Connected, before the first model: no numpy, no runtime."""
+PEAK_MIB_MAX = 100
+IDLE_AFTER_MIB_MAX = 80
+
 
 @pytest.fixture
 def world(mosquitto_path: Path, tmp_path: Path, free_tcp_port: int) -> Iterator[tuple[FakeMiners, DeviceProcess]]:
@@ -44,6 +49,11 @@ def test_device_trains_version_after_version(world: tuple[FakeMiners, DeviceProc
     train = next(line for line in device.phases() if line["phase"] == "train")
     assert train["energy_quality"] == "modelled"
     assert train["energy_mj"] > 0
+    memory_mib = {line["moment"]: line["rss_kib"] / 1024 for line in device.phases() if line["phase"] == "memory"}
+    peak_mib = max(line["peak_kib"] for line in device.phases() if line["phase"] == "memory") / 1024
+    assert memory_mib["connected"] <= IDLE_MIB_MAX
+    assert memory_mib["released"] <= IDLE_AFTER_MIB_MAX
+    assert peak_mib <= PEAK_MIB_MAX
     certified = [line["version"] for line in device.phases() if line["phase"] == "certificate_verified"]
     assert certified[:3] == [1, 2, 3]
 
