@@ -8,6 +8,7 @@ import sqlite3
 
 import pytest
 
+from coordinator.ledger.replay import verify_directory
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.messages import Verdict
@@ -59,6 +60,10 @@ def test_killed_at_a_failpoint_and_restarted(point: str) -> None:
                     device.outcomes.clear()
                     device.publish_manifest(device.sealed[digest])
                     assert (await device.until_outcome(digest)).verdict is Verdict.MERGED
+                for miner in (*fleet.miner_ids, "sequencer"):
+                    assert fleet.kill(miner, number=signal.SIGTERM) == 0
+            report = await asyncio.to_thread(verify_directory, fleet.root)
+            assert [miner.version for miner in report.miners] == [1] * 4
             merged = {miner: merged_updates(fleet, miner) for miner in fleet.miner_ids}
             assert all(sorted(found) == sorted(digests) for found in merged.values())
 

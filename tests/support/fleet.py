@@ -10,6 +10,7 @@ import json
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -119,7 +120,7 @@ class Fleet:
             await asyncio.to_thread(self.broker.start)
             self.start("sequencer", *self.miner_ids)
             await self.until_ready(*self.miner_ids)
-            await self.submit(*(self.enrolment(device) for device in self.device_ids))
+            await self._enrol_devices()
         except BaseException as error:
             await self.__aexit__(type(error), error, None)
             raise
@@ -135,6 +136,20 @@ class Fleet:
             for path in sorted(self.root.glob("*.log")):
                 sys.stderr.write(f"--- {path.name}\n{path.read_text()[-4000:]}\n")
         self._folder.cleanup()
+
+    async def _enrol_devices(self) -> None:
+        """Admit the devices, again and again until every ledger shows them, as the registrar does."""
+
+        async def are_enrolled() -> bool:
+            await self.submit(*(self.enrolment(device) for device in self.device_ids))
+            return all(self.enrolled(miner) == set(self.device_ids) for miner in self.miner_ids)
+
+        await until(are_enrolled, seconds=START_S)
+
+    def enrolled(self, miner: str) -> set[str]:
+        """Devices that a miner's ledger knows."""
+        with sqlite3.connect(f"file:{self.ledger_dir(miner)}/ledger.sqlite3?mode=ro", uri=True) as database:
+            return {row[0] for row in database.execute("SELECT device_id FROM snapshot_devices")}
 
     def start(self, *names: str, failpoint: str = "") -> None:
         """Start ``sequencer`` or miners."""
