@@ -13,8 +13,8 @@ from coordinator.authoring import zoo
 from coordinator.datasets.arrays import load_npz
 from coordinator.datasets.digits import load_digits
 from coordinator.datasets.hapt import load_hapt
-from coordinator.datasets.idx import load_idx
-from coordinator.datasets.labelled import LabelledData
+from coordinator.datasets.idx import PIXEL_MAX, load_idx
+from coordinator.datasets.labelled import Features, LabelledData
 from coordinator.datasets.split import Split, split
 from coordinator.demo.layout import DevicePlace, MinerPlace
 from coordinator.demo.options import Options
@@ -83,4 +83,12 @@ def load_data(options: Options) -> LabelledData:
 
 def _write(path: Path, data: LabelledData, rows: npt.NDArray[np.int64]) -> None:
     # Stored, not compressed: the device maps it instead of holding it.
-    np.savez(path, x=data.x_train[rows], y=data.y_train[rows])
+    np.savez(path, x=_narrow(data.x_train[rows]), y=data.y_train[rows])
+
+
+def _narrow(x: Features) -> Features | npt.NDArray[np.uint8]:
+    """Bytes where the features are bytes divided by 255, as pixels are: a quarter of the pages in a board's memory."""
+    if x.min() < 0 or x.max() > 1:
+        return x
+    pixels = np.rint(x * np.float32(PIXEL_MAX)).astype(np.uint8)
+    return pixels if np.array_equal(pixels / np.float32(PIXEL_MAX), x) else x
