@@ -17,8 +17,8 @@ PASSWORD_FILE: Final = "broker.password"  # noqa: S105 - a file name
 CLAIM_FILE: Final = "claim"
 CA_FILE: Final = "ca.pem"
 IN_FLIGHT: Final = 1
-"""A device waits for the outcome of its last update. With two on their way the updates of a fleet that shares one machine
-are 3 to 4 versions old when they are merged, and the model swings: MNIST fell from 0.96 to 0.77 and back."""
+"""A device waits for the outcome of its last update. With two on their way the updates of a fleet that shares one
+machine are 3 to 4 versions old when they are merged, and the model swings: MNIST fell from 0.96 to 0.77 and back."""
 SLOWDOWN: Final = 8.0
 """The slow device takes this many times as long for each training step."""
 
