@@ -265,6 +265,10 @@ class _Auditor:
         state = derived.app.state
         with self._places.table("own_scores"):
             indices = store.own_score_blocks()
+        commits = () if state.round is None else state.round.commits
+        if state.block_index not in indices and any(c.miner_id == store.miner_id for c in commits):
+            table = f"own_scores, block {state.block_index}"
+            raise self._places.corrupt_table(table, "missing behind the commitment on the log", state.height)
         for index in indices:
             table = f"own_scores, block {index}"
             round_ = state.round

@@ -24,7 +24,7 @@ from coordinator.ledger.schema import connect
 from coordinator.ledger.state import CORE_BYTES_MAX, Core, State
 from edge_sdk.errors import CorruptLedgerError, CorruptStoreError, DecodeError, StoreError
 from edge_sdk.protocol import wire
-from edge_sdk.protocol.ids import DeviceId, Digest, MinerId, check_name
+from edge_sdk.protocol.ids import DeviceId, Digest, MinerId, check_digest, check_name
 from edge_sdk.protocol.messages import BlockHeader, Certificate, Genesis, Outcome, Scores, Verdict
 
 if TYPE_CHECKING:
@@ -276,12 +276,14 @@ class LedgerStore:
     def model(self, version: int) -> ModelRow | None:
         """Return one version of the model that this miner holds."""
         row = self._one("SELECT version, model_root, blob_digest, blob_bytes FROM models WHERE version = ?", (version,))
-        return None if row is None else _model_row(row)
+        with self._reading(f"models, version {version}"):
+            return None if row is None else _model_row(row)
 
     def models(self) -> tuple[ModelRow, ...]:
         """Return all versions that this miner holds, in rising order."""
         found = self._all("SELECT version, model_root, blob_digest, blob_bytes FROM models ORDER BY version")
-        return tuple(_model_row(row) for row in found)
+        with self._reading("models"):
+            return tuple(_model_row(row) for row in found)
 
     # --- promises ---
 
@@ -304,11 +306,14 @@ class LedgerStore:
     def upload(self, update_digest: Digest) -> UploadRow | None:
         """Return one held update."""
         row = self._one(f"{_SELECT_UPLOADS} WHERE update_digest = ?", (update_digest,))
-        return None if row is None else _upload_row(row)
+        with self._reading("uploads"):
+            return None if row is None else _upload_row(row)
 
     def uploads(self) -> tuple[UploadRow, ...]:
         """Return all held updates, oldest first."""
-        return tuple(_upload_row(row) for row in self._all(f"{_SELECT_UPLOADS} ORDER BY received_s, update_digest"))
+        found = self._all(f"{_SELECT_UPLOADS} ORDER BY received_s, update_digest")
+        with self._reading("uploads"):
+            return tuple(_upload_row(row) for row in found)
 
     def drop_upload(self, update_digest: Digest) -> None:
         """Forget an update that can never enter the ledger."""
@@ -454,18 +459,20 @@ _SELECT_UPLOADS: Final = (
 
 def _upload_row(row: tuple[Any, ...]) -> UploadRow:
     return UploadRow(
-        update_digest=Digest(row[0]),
+        update_digest=check_digest(row[0]),
         device_id=DeviceId(row[1]),
         seq=row[2],
         envelope=row[3],
-        blob_digest=Digest(row[4]),
+        blob_digest=check_digest(row[4]),
         blob_bytes=row[5],
         received_s=row[6],
     )
 
 
 def _model_row(row: tuple[Any, ...]) -> ModelRow:
-    return ModelRow(version=row[0], model_root=Digest(row[1]), blob_digest=Digest(row[2]), blob_bytes=row[3])
+    return ModelRow(
+        version=row[0], model_root=check_digest(row[1]), blob_digest=check_digest(row[2]), blob_bytes=row[3]
+    )
 
 
 def _store_error(path: Path, error: sqlite3.Error) -> StoreError:
