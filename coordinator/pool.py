@@ -191,12 +191,13 @@ class Pool:
     blob_bytes_max: int
     _transfers: dict[Digest, _Transfer] = field(default_factory=dict)
     _per_device: Counter[DeviceId] = field(default_factory=Counter)
-    _storing: set[Digest] = field(default_factory=set)
+    _storing: dict[Digest, UpdateManifest] = field(default_factory=dict)
+    """Complete, on their way to the disk: they hold memory, so they count against the bounds."""
     _bytes: int = 0
 
     @property
     def assembly_bytes(self) -> int:
-        """Memory held for unfinished transfers."""
+        """Memory held for transfers until they are durable."""
         return self._bytes
 
     def apply(self, event: Event) -> tuple[Effect, ...]:
@@ -207,10 +208,10 @@ class Pool:
             case ChunkArrived():
                 return self._take_chunk(event)
             case BlobStored(upload):
-                self._storing.discard(upload.update_digest)
+                self._end_storing(upload.update_digest)
                 return (_stored(upload.manifest.device_id, upload.manifest.seq, upload.update_digest),)
             case StoreFailed(update_digest):
-                self._storing.discard(update_digest)
+                self._end_storing(update_digest)
                 return (Drop(Reason.CAPACITY),)
             case TimePassed(now_s):
                 return self._pass_time(now_s)
@@ -318,11 +319,12 @@ class Pool:
             transfer.resume_s = now_s + RESUME_INTERVAL_S
             missing = transfer.assembly.missing()
             return (Drop(Reason.DIGEST_MISMATCH), SendResume(manifest.device_id, update_digest, missing))
-        self._forget(update_digest)
         reason = self.check_blob(manifest, blob)
         if reason is not Reason.NONE:
+            self._forget(update_digest)
             return self._refuse(manifest.device_id, manifest.seq, update_digest, reason)
-        self._storing.add(update_digest)
+        del self._transfers[update_digest]
+        self._storing[update_digest] = manifest
         return (Store(Upload(update_digest, manifest, transfer.envelope, blob, transfer.started_s)),)
 
     def _pass_time(self, now_s: float) -> tuple[Effect, ...]:
@@ -349,11 +351,18 @@ class Pool:
         return (SendReceipt(sender, seq, update_digest, ReceiptStatus.REFUSED, reason),)
 
     def _forget(self, update_digest: Digest) -> None:
-        transfer = self._transfers.pop(update_digest)
-        self._bytes -= transfer.manifest.blob_bytes
-        self._per_device[transfer.manifest.device_id] -= 1
-        if not self._per_device[transfer.manifest.device_id]:
-            del self._per_device[transfer.manifest.device_id]
+        self._release(self._transfers.pop(update_digest).manifest)
+
+    def _end_storing(self, update_digest: Digest) -> None:
+        manifest = self._storing.pop(update_digest, None)
+        if manifest is not None:
+            self._release(manifest)
+
+    def _release(self, manifest: UpdateManifest) -> None:
+        self._bytes -= manifest.blob_bytes
+        self._per_device[manifest.device_id] -= 1
+        if not self._per_device[manifest.device_id]:
+            del self._per_device[manifest.device_id]
 
 
 def _stored(device_id: DeviceId, seq: int, update_digest: Digest) -> SendReceipt:

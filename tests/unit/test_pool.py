@@ -128,8 +128,9 @@ def test_a_whole_upload_is_stored_and_only_then_receipted(pool: Pool, ledger: Fa
     (effect,) = pool.apply(ChunkArrived(DEVICE, last, 1.2))
     assert isinstance(effect, Store)
     assert (effect.upload.blob, effect.upload.envelope, effect.upload.started_s) == (BLOB, envelope, 1.0)
-    assert pool.assembly_bytes == 0
+    assert pool.assembly_bytes == len(BLOB)  # still in memory
     (receipt,) = pool.apply(BlobStored(effect.upload))
+    assert pool.assembly_bytes == 0
     assert receipt == SendReceipt(DEVICE, 0, update_digest, ReceiptStatus.STORED, Reason.NONE)
 
 
@@ -340,7 +341,29 @@ def test_a_full_disk_gives_no_receipt_and_lets_the_device_retry(pool: Pool) -> N
     assert (
         pool.apply(ManifestArrived(DEVICE, envelope, 0.1)) == ()
     )  # being stored: neither a receipt nor a new transfer
-    assert pool.assembly_bytes == 0
+    assert pool.assembly_bytes == len(BLOB)
     assert pool.apply(StoreFailed(update_digest)) == (Drop(Reason.CAPACITY),)
+    assert pool.assembly_bytes == 0
     assert pool.apply(ManifestArrived(DEVICE, envelope, 1.0)) == ()
     assert pool.assembly_bytes == len(BLOB)
+
+
+def test_blobs_on_their_way_to_a_slow_disk_count_against_the_bounds(pool: Pool) -> None:
+    """Else a device could hand in one update after the other, faster than the disk takes them, without end."""
+    blobs = [bytes([seq]) * 1_000 for seq in range(ASSEMBLIES_PER_DEVICE_MAX + 1)]
+    stores: list[object] = []
+    for seq, blob in enumerate(blobs[:-1]):
+        envelope = seal(manifest_of(blob, seq=seq))
+        pool.apply(ManifestArrived(DEVICE, envelope, 1.0))
+        (message,) = chunk_messages(blob, digest.update_digest(envelope))
+        stores += pool.apply(ChunkArrived(DEVICE, message, 1.0))
+    assert pool.assembly_bytes == 1_000 * ASSEMBLIES_PER_DEVICE_MAX
+    late = ManifestArrived(DEVICE, seal(manifest_of(blobs[-1], seq=9)), 100.0)
+    assert refusal(pool.apply(late)) is Reason.QUOTA
+    first, second = stores
+    assert isinstance(first, Store)
+    assert isinstance(second, Store)
+    pool.apply(BlobStored(first.upload))
+    pool.apply(StoreFailed(second.upload.update_digest))
+    assert pool.assembly_bytes == 0
+    assert pool.apply(late) == ()
