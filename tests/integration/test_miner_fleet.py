@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from coordinator.broker.local import BrokerKind
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.messages import Codec, Reason, ReceiptStatus, Verdict
 from tests.support.fleet import Fleet, Rules, until_same_height
@@ -16,9 +17,10 @@ from tests.support.scripted_device import ScriptedDevice
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("mosquitto_path")]
 
 
-def test_a_block_is_merged_certified_and_served() -> None:
+@pytest.mark.parametrize("broker", list(BrokerKind))
+def test_a_block_is_merged_certified_and_served(broker: BrokerKind) -> None:
     async def scenario() -> None:
-        async with Fleet(Rules(devices=3, block_size=3)) as fleet:
+        async with Fleet(Rules(devices=3, block_size=3, broker=broker)) as fleet:
             first, second, third = (ScriptedDevice(fleet, device) for device in fleet.device_ids)
             async with first, second, third:
                 honest = [wire.to_bytes(device.train(fleet.model, seed=n)) for n, device in enumerate((first, second))]
