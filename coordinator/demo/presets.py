@@ -61,7 +61,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=4.0,
         margin_permille=20,
         staleness_max=8,
-        baseline_epochs_max=8,
+        baseline_epochs_max=6,
     ),
     "hapt": Preset(
         model="cnn1d",
