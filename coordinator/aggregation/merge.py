@@ -14,7 +14,9 @@ to a convex combination of such models, so it stays within as well.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -29,8 +31,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 _TYPES: Final[dict[Codec, np.dtype[Any]]] = {Codec.INT8_DENSE: np.dtype("<i1"), Codec.INT16_DENSE: np.dtype("<i2")}
-_BLOCK: Final = 32_768
+_BLOCK: Final = 65_536
 """Values summed at a time: accumulator and product stay in the second-level cache."""
+_KINDS: Final = (np.int16, np.int32, np.int64)
 _RATE_ONE: Final = 1 << WEIGHT_SHIFT
 _TOTAL_WEIGHT_MAX: Final = BLOCK_UPDATES_MAX << WEIGHT_SHIFT
 _STEP_MAX: Final = 4 * MODEL_VALUE_MAX
@@ -88,37 +91,61 @@ def merge(
         check_payload(payload, params)
     return ModelParams(
         tensors=tuple(
-            _merge_tensor(tensor, _terms(tensor, position, updates), total_weight, server_rate_q16)
+            _merge_tensor(tensor, _groups(tensor, position, updates), total_weight, server_rate_q16)
             for position, tensor in enumerate(params.tensors)
         )
     )
 
 
-def _terms(
-    tensor: ModelTensor, position: int, updates: Sequence[tuple[int, UpdatePayload]]
-) -> list[tuple[int, npt.NDArray[Any]]]:
-    """Coefficients (weight * 2**shift) and values as sent, without those that add nothing."""
-    terms = []
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Updates of one weight: coefficient * sum of values_i * 2**shift_i."""
+
+    coefficient: int
+    members: tuple[tuple[int, npt.NDArray[Any]], ...]
+    """(shift, values as sent), largest shift first, smallest 0."""
+    bound: int
+    """Largest magnitude that any partial sum of the group can reach, without the coefficient."""
+
+
+def _groups(tensor: ModelTensor, position: int, updates: Sequence[tuple[int, UpdatePayload]]) -> tuple[_Group, ...]:
+    """Sort the updates of one tensor by weight, without those that add nothing.
+
+    Most updates of a block are equally stale, so one multiplication serves many of them.
+    """
+    by_weight: defaultdict[int, list[tuple[int, int, npt.NDArray[Any]]]] = defaultdict(list)
     for weight, payload in updates:
         sent = payload.tensors[position]
         values = np.frombuffer(sent.values, _TYPES[payload.codec])
-        if weight and _peak(values):
-            terms.append((weight << (sent.exponent - tensor.exponent), values))
-    return terms
+        peak = _peak(values)
+        if weight and peak:
+            by_weight[weight].append((sent.exponent - tensor.exponent, peak, values))
+    groups = []
+    for weight, found in by_weight.items():
+        found.sort(key=lambda member: -member[0])
+        least = found[-1][0]
+        groups.append(
+            _Group(
+                coefficient=weight << least,
+                members=tuple((shift - least, values) for shift, _, values in found),
+                bound=sum(peak << shift - least for shift, peak, _ in found),
+            )
+        )
+    return tuple(groups)
 
 
 def _merge_tensor(
-    tensor: ModelTensor, terms: list[tuple[int, npt.NDArray[Any]]], total_weight: int, server_rate_q16: int
+    tensor: ModelTensor, groups: tuple[_Group, ...], total_weight: int, server_rate_q16: int
 ) -> ModelTensor:
-    bound = sum(coefficient * _peak(values) for coefficient, values in terms)
+    bound = sum(group.coefficient * group.bound for group in groups)
     if bound + total_weight >= 1 << ACCUMULATOR_BITS or bound // total_weight >= _STEP_MAX:
         raise AggregationError(f"tensor {tensor.name}: the sum of the updates may overflow ({bound})")
     result = integers(tensor).reshape(-1).astype("<i4")  # a copy: the model's own bytes stay
-    shared = min(((c & -c).bit_length() - 1 for c, _ in terms), default=0)
-    for start in range(0, result.size if terms else 0, _BLOCK):
+    kind = _narrowest(_peak(result) + bound // total_weight + 1)
+    for start in range(0, result.size if groups else 0, _BLOCK):
         block = slice(start, min(start + _BLOCK, result.size))
-        sums = _weighted_sum([(c, values[block]) for c, values in terms], shared, bound)
-        merged = result[block] + _step(sums, total_weight, server_rate_q16)
+        merged = _steps(groups, block, bound, total_weight, server_rate_q16).astype(kind, copy=False)
+        merged += result[block]
         if _peak(merged) > MODEL_VALUE_MAX:
             raise AggregationError(f"tensor {tensor.name}: the merged model leaves its range")
         result[block] = merged
@@ -137,25 +164,57 @@ def _merge_tensor(
     )
 
 
-def _weighted_sum(terms: list[tuple[int, npt.NDArray[Any]]], shared: int, bound: int) -> npt.NDArray[np.int64]:
-    """Sum of coefficient * values, exactly.
+def _steps(
+    groups: tuple[_Group, ...], block: slice, bound: int, total_weight: int, server_rate_q16: int
+) -> npt.NDArray[Any]:
+    """Round eta * a / W of one block of values to nearest, halves up.
 
-    Args:
-        terms: At least one.
-        shared: All coefficients are multiples of 2**shared. What is left usually fits 32 bits, where the processor
-            multiplies twice as many values at a time.
-        bound: Largest magnitude that any partial sum can reach.
+    With a = s * 2**z, where 2**z divides every coefficient, and 2**c dividing both 2**z and W:
+
+        floor((2 a + W) / 2 W) = floor((s * 2**(z - c + 1) + W / 2**c) / (2 W / 2**c))
+
+    which usually fits 32 bits, where the processor works on twice as many values at a time.
     """
-    kind: type[np.int32 | np.int64] = np.int32 if bound >> shared <= np.iinfo(np.int32).max else np.int64
-    sums = np.zeros(terms[0][1].size, kind)
-    product = np.empty_like(sums)
-    for coefficient, values in terms:
-        np.multiply(values, kind(coefficient >> shared), out=product, dtype=kind)
-        sums += product
-    return np.left_shift(sums, shared, dtype=np.int64)
+    shared = min(_zero_bits(group.coefficient) for group in groups)
+    if server_rate_q16 != _RATE_ONE:
+        sums = _weighted_sum(groups, block, shared, np.int64)
+        return _scaled_steps(np.left_shift(sums, shared, out=sums), total_weight, server_rate_q16)
+    common = min(shared, _zero_bits(total_weight))
+    divisor = total_weight >> common
+    kind = _narrowest(2 * (bound >> common) + divisor, at_least=np.int32)
+    steps = _weighted_sum(groups, block, shared, kind)
+    steps <<= kind(shared - common + 1)
+    steps += kind(divisor)
+    steps //= kind(2 * divisor)
+    return steps
 
 
-def _step(total: npt.NDArray[np.int64], total_weight: int, server_rate_q16: int) -> npt.NDArray[np.int64]:
+def _weighted_sum(
+    groups: tuple[_Group, ...], block: slice, shared: int, kind: type[np.signedinteger[Any]]
+) -> npt.NDArray[Any]:
+    """Sum of coefficient / 2**shared * values, exactly; the caller has chosen a kind that no partial sum leaves."""
+    total: npt.NDArray[Any] | None = None
+    for group in groups:
+        product = _aligned_sum(group, block).astype(kind, copy=False)
+        product *= kind(group.coefficient >> shared)
+        total = product if total is None else np.add(total, product, out=total)
+    assert total is not None, "a block without updates has no sum"
+    return total
+
+
+def _aligned_sum(group: _Group, block: slice) -> npt.NDArray[Any]:
+    """Sum of values * 2**shift in the narrowest integers, from the largest shift down: no multiplication."""
+    shift_before, first = group.members[0]
+    sums = first[block].astype(_narrowest(group.bound))
+    for shift, values in group.members[1:]:
+        if shift < shift_before:
+            sums <<= sums.dtype.type(shift_before - shift)
+        sums += values[block]
+        shift_before = shift
+    return sums
+
+
+def _scaled_steps(total: npt.NDArray[np.int64], total_weight: int, server_rate_q16: int) -> npt.NDArray[np.int64]:
     """Round eta * a / W to nearest, halves up, without a product that could overflow.
 
     With a = Q * W + R, 0 <= R < W, and eta * Q = s + t / 2**16, 0 <= t < 2**16:
@@ -166,13 +225,21 @@ def _step(total: npt.NDArray[np.int64], total_weight: int, server_rate_q16: int)
     """
     quotient = total // total_weight  # vectorized for one divisor, ten times as fast as divmod
     remainder = total - quotient * total_weight
-    if server_rate_q16 == _RATE_ONE:
-        return quotient + (2 * remainder >= total_weight)
     scaled = quotient * server_rate_q16
     fraction = (scaled & (_RATE_ONE - 1)) * total_weight + remainder * server_rate_q16
     divisor = total_weight << WEIGHT_SHIFT
     step: npt.NDArray[np.int64] = (scaled >> WEIGHT_SHIFT) + (2 * fraction + divisor) // (2 * divisor)
     return step
+
+
+def _narrowest(bound: int, *, at_least: type[np.signedinteger[Any]] = np.int16) -> type[np.signedinteger[Any]]:
+    """Smallest integer type that holds every magnitude up to ``bound``."""
+    return next(kind for kind in _KINDS[_KINDS.index(at_least) :] if bound <= np.iinfo(kind).max)
+
+
+def _zero_bits(value: int) -> int:
+    """How often two divides a positive integer."""
+    return (value & -value).bit_length() - 1
 
 
 def _peak(values: npt.NDArray[Any]) -> int:

@@ -52,7 +52,9 @@ def channel_scales(
 
     Integers only: the same bytes on every machine.
     """
-    magnitudes = np.abs(values.astype(np.int64)).max(axis=tuple(a for a in range(values.ndim) if a != axis))
+    others = tuple(a for a in range(values.ndim) if a != axis)
+    # Two passes over the values as they are: a widened copy would cost more than the rest of a merge.
+    magnitudes = np.maximum(values.max(axis=others), -values.min(axis=others))
     floor = max(int(magnitudes.max()) >> CHANNEL_FLOOR_SHIFT, 1 << max(0, RANGE_EXPONENT_MIN - exponent))
     pairs = [_scale(max(int(magnitude), floor), exponent) for magnitude in magnitudes]
     return np.array([m for m, _ in pairs], np.uint8), np.array([k for _, k in pairs], np.uint8)
