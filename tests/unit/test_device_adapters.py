@@ -12,10 +12,10 @@ from edge_sdk.adapters.durable_files import read_file, write_file
 from edge_sdk.adapters.keys import create_key, load_signer
 from edge_sdk.adapters.mqtt import Arrived
 from edge_sdk.adapters.run_record import RunRecord
-from edge_sdk.adapters.system_clock import SystemClock
+from edge_sdk.adapters.system_clock import OFFSET_VARIABLE, SystemClock
 from edge_sdk.adapters.watchdog import Watchdog
 from edge_sdk.device.inbox import MAILBOX_BYTES_MAX, Inbox, Mailbox, Stop
-from edge_sdk.errors import RemoteProtocolError, StoreError
+from edge_sdk.errors import ConfigError, RemoteProtocolError, StoreError
 from edge_sdk.protocol import cose, topics
 from edge_sdk.protocol.ids import ChainId
 from edge_sdk.protocol.messages import Algorithm, Domain, Reason
@@ -242,3 +242,14 @@ def test_refused_messages(inbox: Inbox, topic: str, payload: bytes, reason: Reas
     with pytest.raises(RemoteProtocolError) as caught:
         inbox.read(arrived(topic, payload))
     assert caught.value.reason is reason
+
+
+def test_a_shifted_clock_moves_the_calendar_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = SystemClock()
+    monkeypatch.setenv(OFFSET_VARIABLE, "-3600")
+    shifted = SystemClock()
+    assert -3601 <= shifted.time_s() - right.time_s() <= -3599
+    assert abs(shifted.monotonic_ns() - right.monotonic_ns()) < 10**9
+    monkeypatch.setenv(OFFSET_VARIABLE, "an hour")
+    with pytest.raises(ConfigError, match="FLCHAIN_CLOCK_OFFSET_S = 'an hour': expected whole seconds"):
+        SystemClock()
