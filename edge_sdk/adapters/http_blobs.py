@@ -110,6 +110,18 @@ class HttpBlobs:
             raise TransportError("; ".join(failures) or "no miner is configured or announced")
         return None
 
+    def announcement(self, url: str) -> bytes | None:
+        """The signed announcement of a miner's newest model, None where it has none. Nothing is verified here.
+
+        Raises:
+            TransportError: the miner does not answer, or not with an announcement.
+        """
+        try:
+            text = self._get_bounded(url, "/v1/models/latest")
+            return None if text is None else _decoded(text, "announcement")
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise TransportError(f"{url}: {_why(error)}") from error
+
     def is_healthy(self, url: str) -> str | None:
         """None when the miner answers ``/healthz``, else what is wrong."""
         try:
@@ -215,9 +227,12 @@ def _digest_of(path: Path) -> bytes:
 
 
 def _read_outcome(data: bytes) -> Outcome:
+    return from_bytes(Outcome, _decoded(data, "outcome"))
+
+
+def _decoded(data: bytes, name: str) -> bytes:
+    """Bytes that a JSON document holds in base64 under a name."""
     try:
-        document = json.loads(data)
-        encoded = base64.b64decode(document["outcome"], validate=True)
+        return base64.b64decode(json.loads(data)[name], validate=True)
     except (ValueError, TypeError, KeyError, RecursionError, binascii.Error) as error:
-        raise DecodeError(f"not an outcome: {error}") from error
-    return from_bytes(Outcome, encoded)
+        raise DecodeError(f"no {name}: {error}") from error

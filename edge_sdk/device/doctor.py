@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sqlite3
 import threading
@@ -17,14 +18,20 @@ from edge_sdk.adapters.http_blobs import HttpBlobs
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.inbox import Inbox
 from edge_sdk.device.parts import load_genesis
-from edge_sdk.errors import EdgeFLError
-from edge_sdk.protocol.messages import Genesis
+from edge_sdk.errors import EdgeFLError, InvalidCertificateError
+from edge_sdk.participant.models import check_offer
+from edge_sdk.participant.state import Rules
+from edge_sdk.protocol.messages import Announcement, Genesis
+
+log: Final = logging.getLogger(__name__)
 
 DISK_FREE_BYTES_MIN: Final = 256 * 1024 * 1024
 CLOCK_BUILD_S: Final = 1_735_689_600
 """2025-01-01: this program is younger; a clock before it was never set."""
 BROKER_TIMEOUT_S: Final = 15.0
+MEND_CLOCK: Final = "timedatectl set-ntp true; a board without RTC needs fake-hwclock"
 
 
 class Level(Enum):
@@ -53,7 +60,7 @@ def examine(config: DeviceConfig) -> Iterator[Finding]:
         yield Finding(Level.OK, "genesis", f"chain {genesis.chain_id}, {len(genesis.miners)} miners")
     except EdgeFLError as error:
         yield Finding(Level.FAIL, "genesis", str(error), "flchain device enrol, or copy genesis.cbor from the operator")
-    for check in (_clock, _disk, _key, _certificate, _state, _backend, _data, _brokers, _miners):
+    for check in (_clock, _disk, _key, _certificate, _state, _backend, _data, _brokers, _miners, _model):
         try:
             yield from check(config, genesis)
         except (EdgeFLError, OSError) as error:
@@ -65,7 +72,7 @@ def _clock(_: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
     earliest_s = CLOCK_BUILD_S if genesis is None else max(CLOCK_BUILD_S, genesis.created_s)
     if now_s < earliest_s:
         text = f"{now_s} s since 1970 is before {earliest_s}: certificates cannot be judged, new models are refused"
-        yield Finding(Level.FAIL, "clock", text, "timedatectl set-ntp true; a board without RTC needs fake-hwclock")
+        yield Finding(Level.FAIL, "clock", text, MEND_CLOCK)
     else:
         yield Finding(Level.OK, "clock", f"{now_s} s since 1970")
 
@@ -214,3 +221,34 @@ def _miners(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
             )
     if not config.miner_urls:
         yield Finding(Level.OK, "miner", "none configured; announced ones are used")
+
+
+def _model(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
+    """Judge the newest model by the rule of a running device: what a quorum signed also shows a clock that is wrong."""
+    offers = [] if genesis is None else _offers(config, genesis)
+    if genesis is None or not offers:
+        return
+    newest = max(offers, key=lambda offer: offer.version)
+    what = f"version {newest.version} of {newest.miner_id}"
+    try:
+        check_offer(newest, Rules(genesis=genesis, device_id=config.device_id), time_s=SystemClock().time_s())
+    except InvalidCertificateError as error:
+        is_clock = error.reason in {"clock", "expired"}
+        mend = MEND_CLOCK if is_clock else "ask the operator of that miner; the device keeps its model"
+        yield Finding(Level.FAIL, "clock" if is_clock else "model", f"{what} is refused: {error}", mend)
+    else:
+        yield Finding(Level.OK, "model", f"{what} is certified")
+
+
+def _offers(config: DeviceConfig, genesis: Genesis) -> list[Announcement]:
+    """What the configured miners offer; a miner that gives nothing usable has its own finding."""
+    http, inbox = HttpBlobs(ca_file=config.miner_ca_file), Inbox(genesis, config.device_id)
+    offers = []
+    for url in config.miner_urls:
+        try:
+            envelope = http.announcement(url)
+            if envelope is not None:
+                offers.append(inbox.read_announcement(envelope))
+        except EdgeFLError as error:
+            log.debug("no announcement: %s", error)
+    return offers

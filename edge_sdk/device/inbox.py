@@ -129,6 +129,16 @@ class Inbox:
             case _:
                 return None
 
+    def read_announcement(self, envelope: bytes) -> Announcement:
+        """Verify an announcement that came another way than by MQTT.
+
+        Raises:
+            RemoteProtocolError: it does not hold.
+        """
+        content = self._signed(envelope, Domain.ANNOUNCEMENT, Announcement, None).content
+        assert isinstance(content, Announcement)
+        return content
+
     def _signed(
         self,
         payload: bytes,
