@@ -46,8 +46,9 @@ def answering(body: bytes, *, status: int = 200) -> Answer:
 
 async def endless(_request: Request) -> Response:
     async def pieces() -> object:
-        while True:
+        for _ in range(10_000):
             yield b"x" * 65_536
+            await asyncio.sleep(0)  # lets the server see that nobody listens any more
 
     return StreamingResponse(pieces())  # type: ignore[arg-type]
 
