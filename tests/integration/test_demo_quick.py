@@ -127,10 +127,7 @@ def _wait_for(condition: Callable[[], bool]) -> None:
     ("options", "words"),
     [
         (["--dataset", "mnist"], "--dataset"),
-        (["--dataset", "idx", "--data", "/no/such/folder"], "no such folder"),
-        (["--devices", "0"], "--devices 0"),
-        (["--byzantine", "evil:1"], "evil:1"),
-        (["--devices", "200", "--partition", "dirichlet:0.01"], "--partition dirichlet:0.01"),
+        (["--devices", "30", "--partition", "dirichlet:0.001"], "--partition dirichlet:0.001"),
         (["--partition", "natural"], "--partition natural"),
         (["--model", "cnn1d"], "cnn1d"),
         (["--keep", "/proc"], "--keep /proc"),
