@@ -61,9 +61,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(config_file: Path) -> int:
+    from coordinator.heap import keep_freed_memory
     from coordinator.one_thread import limit_threads
 
     limit_threads()  # before anything below loads numpy
+    keep_freed_memory()
     from coordinator.config import load_config
     from coordinator.json_log import log_json_lines
     from coordinator.miner import run

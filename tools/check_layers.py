@@ -105,6 +105,7 @@ LAYERS: Final = {
     "coordinator.downlink": Layer.APPS,
     "coordinator.duties": Layer.APPS,
     "coordinator.follower": Layer.APPS,
+    "coordinator.heap": Layer.APPS,
     "coordinator.identity": Layer.APPS,
     "coordinator.journal": Layer.APPS,
     "coordinator.library": Layer.APPS,
