@@ -14,6 +14,7 @@ from typing import Final
 
 from coordinator.config import MinerConfig, load_config
 from coordinator.enrolment.authority import Authority
+from coordinator.enrolment.board_folder import write_board_folder
 from coordinator.enrolment.claims import TTL_S_MAX, ClaimStore
 from coordinator.enrolment.config import EnrolmentConfig
 from coordinator.enrolment.records import Member
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
     store = ClaimStore.open(config.enrolment.claims_db)
     try:
         if options.command == "claim":
-            return _claim(store, options.device, ttl_s=options.ttl, out=options.out)
+            return _claim(config, config.enrolment, store, options)
         if options.command == "revoke":
             return _revoke(config, config.enrolment, store, options.device)
         return _list(store, as_json=options.json)
@@ -55,9 +56,9 @@ def _parser() -> argparse.ArgumentParser:
     claim = commands.add_parser("claim", help="make a single-use claim for a new device, or for one that comes back")
     claim.add_argument("device", type=_device)
     claim.add_argument("--ttl", type=_duration, default=72 * 3_600, help="life of the claim, such as 72h (default)")
-    claim.add_argument(
-        "--out", type=Path, required=True, help="file for the claim, mode 0600; it is shown nowhere else"
-    )
+    place = claim.add_mutually_exclusive_group(required=True)
+    place.add_argument("--folder", type=Path, help="new folder for the board: settings, claim and trust anchors")
+    place.add_argument("--out", type=Path, help="file for the claim alone, mode 0600; it is shown nowhere else")
     listing = commands.add_parser("list", help="show devices, open claims and alarms")
     listing.add_argument("--json", action="store_true", help="as JSON")
     revoke = commands.add_parser("revoke", help="withdraw a device: ledger, certificates and broker")
@@ -67,13 +68,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _claim(store: ClaimStore, device_id: DeviceId, *, ttl_s: int, out: Path) -> int:
-    if out.exists():
-        raise ConfigError(f"--out {out}: exists already: expected a new file")
+def _claim(config: MinerConfig, enrolment: EnrolmentConfig, store: ClaimStore, options: argparse.Namespace) -> int:
+    place: Path = options.folder or options.out
+    if place.exists():
+        raise ConfigError(f"{place}: exists already: expected a new name")
     now_s = SystemClock().time_s()
-    token = store.issue_claim(device_id, now_s=now_s, ttl_s=ttl_s)
-    write_file(out, f"{token}\n".encode(), mode=PRIVATE_MODE)
-    print(f"claim for {device_id} in {out}, valid until {_calendar(now_s + ttl_s)}")
+    token = store.issue_claim(options.device, now_s=now_s, ttl_s=options.ttl)
+    if options.folder is None:
+        write_file(place, f"{token}\n".encode(), mode=PRIVATE_MODE)
+    else:
+        genesis = load_genesis(config.genesis_file)
+        write_board_folder(place, options.device, token, config=config, enrolment=enrolment, genesis=genesis)
+    print(f"claim for {options.device} in {place}, valid until {_calendar(now_s + options.ttl)}")
+    if options.folder is not None:
+        print("copy the folder to the board, put its data there as data.npz (arrays x and y), then on the board:")
+        print(f"  flchain device enrol --config {place.name}/device.toml")
+        print(f"  flchain device run --config {place.name}/device.toml")
     return 0
 
 
