@@ -76,6 +76,9 @@ class Rules:
     tau_ms: int = 1_500
     phase_ms: int = 3_000
     margin_permille: int = 15
+    staleness_max: int = 8
+    strangers: int = 0
+    """Devices with an account at the broker that nobody enrols."""
     width: int = 8
     """Inputs of the network: 700 makes an update of about 100 kB."""
     broker: BrokerKind = BrokerKind.MOSQUITTO
@@ -94,11 +97,14 @@ class Fleet:
         self.miner_ids = tuple(MinerId(f"miner-{index}") for index in range(rules.miners))
         self.device_ids = tuple(DeviceId(f"device-{index}") for index in range(rules.devices))
         self.artifact, self.model = self._model()
-        self.device_signers = {device: SoftwareSigner(Ed25519PrivateKey.generate()) for device in self.device_ids}
+        self.stranger_ids = tuple(DeviceId(f"stranger-{index}") for index in range(rules.strangers))
+        self.device_signers = {
+            device: SoftwareSigner(Ed25519PrivateKey.generate()) for device in (*self.device_ids, *self.stranger_ids)
+        }
         self.registrar = SoftwareSigner(Ed25519PrivateKey.generate())
         self.ports = {miner: free_port() for miner in self.miner_ids}
         self.broker_port = free_port()
-        users = [*self.device_ids, *(miner_user(miner) for miner in self.miner_ids)]
+        users = [*self.device_signers, *(miner_user(miner) for miner in self.miner_ids)]
         self.passwords = make_passwords(users)
         self.genesis = self._write_genesis()
         for index, miner in enumerate(self.miner_ids):
@@ -202,6 +208,11 @@ class Fleet:
         async with httpx.AsyncClient(trust_env=False) as http:
             return (await http.get(f"{self.url(miner)}/metrics")).text
 
+    def rss_bytes(self, name: str) -> int:
+        """Resident memory of a process."""
+        lines = Path(f"/proc/{self._processes[name].pid}/status").read_text().splitlines()
+        return 1_024 * next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
+
     def log_text(self, name: str) -> str:
         """What a process logged."""
         return (self.root / f"{name}.log").read_text()
@@ -270,7 +281,7 @@ class Fleet:
                 tau_ms=rules.tau_ms,
                 phase_ms=rules.phase_ms,
                 reveal_extensions_max=2,
-                staleness_max=8,
+                staleness_max=rules.staleness_max,
                 margin_permille=rules.margin_permille,
                 method="fedbuff",
                 server_rate_q16=1 << 16,

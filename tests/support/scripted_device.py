@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from edge_sdk.adapters.mqtt import Arrived, Connected, LinkEvent, Message, MqttLink
+from edge_sdk.adapters.mqtt import Arrived, Connected, LinkEvent, Message, MqttLink, Published
 from edge_sdk.protocol import chunks, topics, wire
 from edge_sdk.protocol.certificate import verify_outcome
 from edge_sdk.protocol.cose import Signer, peek, sign, verify
@@ -37,6 +38,7 @@ from edge_sdk.training.trainer import Trainer
 from tests.support.fleet import CLASSES, CLIP_NORM, Fleet, clouds
 
 WAIT_S: Final = 60.0
+FLOOD_IN_FLIGHT: Final = 15
 
 
 class ScriptedDevice:
@@ -54,6 +56,9 @@ class ScriptedDevice:
         self.resumes: list[Resume] = []
         self.sealed: dict[Digest, bytes] = {}
         """Envelopes that were published, by update."""
+        self.answered = 0
+        """Publications that the broker has answered."""
+        self.refused_by_broker: list[str] = []
         self._fleet = fleet
         self._keys = {miner.miner_id: miner.key for miner in fleet.genesis.miners}
         self._loop = asyncio.get_running_loop()
@@ -138,9 +143,19 @@ class ScriptedDevice:
         for chunk in chunks.split(blob, digest, ranges=ranges):
             self._link.publish(Message(topic, wire.to_bytes(chunk)))
 
-    def publish_raw(self, leaf: str, payload: bytes) -> None:
-        """Publish any bytes on a topic of this device."""
-        self._link.publish(Message(f"fl/v1/{self.genesis.task}/up/0/{self.device_id}/{leaf}", payload))
+    def publish_raw(self, leaf: str, payload: bytes, *, branch: str = "") -> None:
+        """Publish any bytes on a topic of this device, or of another one's branch."""
+        self._link.publish(Message(f"fl/v1/{self.genesis.task}/up/0/{branch or self.device_id}/{leaf}", payload))
+
+    async def flood(self, leaf: str, payloads: Iterable[bytes]) -> int:
+        """Publish as fast as the broker answers; the number of messages."""
+        sent, before = 0, self.answered
+        for payload in payloads:
+            self.publish_raw(leaf, payload)
+            sent += 1
+            await self._until(lambda: sent - (self.answered - before) < FLOOD_IN_FLIGHT, "the broker's answers")  # noqa: B023
+        await self._until(lambda: self.answered - before >= sent, "the broker's answers")
+        return sent
 
     def publish(self, blob: bytes, *, seq: int, base_version: int = 0, base: ModelParams | None = None) -> Digest:
         """Publish a whole update as an honest device would."""
@@ -195,6 +210,11 @@ class ScriptedDevice:
     def _take(self, event: LinkEvent) -> None:
         if isinstance(event, Connected):
             self._is_connected.set()
+        if isinstance(event, Published):
+            self.answered += 1
+            if event.refused is not None:
+                self.refused_by_broker.append(event.refused)
+            self._changed.set()
         if not isinstance(event, Arrived):
             return
         kind = topics.parse(event.topic).kind
