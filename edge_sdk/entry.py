@@ -28,7 +28,6 @@ COMMANDS: Final = {
     "model": Command("coordinator.cli", "pull, verify or inspect a model"),
     "registry": Command("coordinator.cli", "manage enrolled devices"),
     "sequencer": Command("coordinator.cli", "order transactions for the miners of one machine"),
-    "study": Command("coordinator.cli", "measure and predict delay, energy and accuracy"),
 }
 
 # Top-level module -> extra of setup.cfg that brings it.

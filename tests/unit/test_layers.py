@@ -27,7 +27,7 @@ def test_the_tree_keeps_the_layers() -> None:
         ("edge_sdk.participant", "from edge_sdk.adapters.mqtt import connect", "up"),
         ("edge_sdk.participant", "from edge_sdk.config import DeviceConfig", "up"),
         ("edge_sdk.adapters.mqtt", "import edge_sdk.device", "up"),
-        ("coordinator.aggregation.fedbuff", "from coordinator.application import State", "up"),
+        ("coordinator.aggregation.merge", "from coordinator.application import State", "up"),
         ("coordinator.ordering.abci_server", "from coordinator import miner", "up"),
         # Inside functions and for types only, a dependency is a dependency.
         ("edge_sdk.protocol.messages", "def f():\n    from edge_sdk.adapters import mqtt", "up"),
@@ -35,7 +35,7 @@ def test_the_tree_keeps_the_layers() -> None:
         ("edge_sdk.protocol.ids", "try:\n    pass\nexcept E:\n    import edge_sdk.device", "up"),
         # Machines and engines, packages, facades.
         ("edge_sdk.participant", "def f():\n    from edge_sdk.training.delta import encode", "apart"),
-        ("coordinator.application", "from coordinator.aggregation import fedbuff", "apart"),
+        ("coordinator.application", "from coordinator.aggregation import merge", "apart"),
         ("edge_sdk.device", "import coordinator.miner", "package"),
         ("edge_sdk.cli", "def f():\n    from coordinator.cli import main", "package"),
         ("firmware_profiles.profile", "from edge_sdk.errors import ConfigError", "package"),

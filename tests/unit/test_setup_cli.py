@@ -165,6 +165,6 @@ def test_new_ledger_shows_and_takes_only_its_own_anchor(
     assert "height 0" in error
 
 
-def test_command_that_is_not_built_yet_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_that_does_not_exist_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["study"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
