@@ -47,7 +47,7 @@ from edge_sdk.adapters.durable_files import make_private_directory
 from edge_sdk.adapters.run_record import RunRecord
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.adapters.watchdog import Watchdog
-from edge_sdk.errors import EdgeFLError
+from edge_sdk.errors import EdgeFLError, StoreError
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.messages import Domain
 
@@ -159,7 +159,14 @@ class Miner:
             self._reception.close()
             self._worker.close()
             self._journal.close()
+            self._close_store()
+
+    def _close_store(self) -> None:
+        """Close the ledger; what its write-ahead log still holds is read at the next start."""
+        try:
             self._store.close()
+        except StoreError as error:  # must not hide why the miner ends
+            log.warning("%s", error)
 
     @contextlib.asynccontextmanager
     async def _services(self) -> AsyncIterator[None]:

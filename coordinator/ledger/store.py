@@ -95,11 +95,17 @@ class LedgerStore:
             raise StoreError(f"{self.path}: the ledger of another miner ({self.miner_id})")
 
     def close(self) -> None:
-        """Close cleanly: the write-ahead log is emptied into the file."""
+        """Close cleanly: the write-ahead log is emptied into the file.
+
+        Raises:
+            StoreError: the disk refuses; the ledger is closed all the same, and nothing is lost by it.
+        """
         with self._lock:
             try:
                 if not self.read_only:
                     self._database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except sqlite3.Error as error:
+                raise _store_error(self.path, error) from error
             finally:
                 self._database.close()
 

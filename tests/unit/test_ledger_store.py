@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,6 +21,7 @@ from edge_sdk.protocol.digest import sha256, update_digest
 from edge_sdk.protocol.ids import DeviceId, Digest, MinerId
 from edge_sdk.protocol.messages import Reason, Verdict
 from tests.support.chain import SALT, Names, Runner, scores
+from tests.support.disks import allow_writes, forbid_writes
 
 
 @pytest.fixture
@@ -329,3 +331,18 @@ def test_errors_tell_disk_from_corruption(tmp_path: Path, names: Names) -> None:
     path.write_bytes(data)
     with pytest.raises((CorruptStoreError, CorruptLedgerError)):
         LedgerStore.open(path, read_only=True).load_state()
+
+
+def test_a_full_disk_at_the_end_is_a_store_error_and_loses_nothing(names: Names, tmp_path: Path) -> None:
+    path = tmp_path / "full.sqlite3"
+    store = LedgerStore.open(path, genesis=names.genesis, miner_id=names.miners[0])
+    own = store.put_own_scores(OwnScores(block_index=1, scores=scores(5, 6), salt=SALT))
+    forbid_writes(os.getpid())
+    try:
+        with pytest.raises(StoreError, match="full.sqlite3"):
+            store.close()
+    finally:
+        allow_writes(os.getpid())
+    store = LedgerStore.open(path, genesis=names.genesis, miner_id=names.miners[0])
+    assert store.own_scores(1) == own
+    store.close()
