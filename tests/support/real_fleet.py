@@ -34,12 +34,14 @@ from coordinator.demo.processes import Child, Processes
 from coordinator.demo.workspace import Workspace
 from coordinator.ledger.replay import VerifyReport, verify_directory
 from edge_sdk.adapters.failpoints import VARIABLE
+from tests.support.disks import SmallDisk
 from tests.support.fleet import ROOT, clouds
 
 SEQUENCER: Final = "sequencer"
 INPUTS: Final = 500
 """Width of the examples: an update has about 75 kB, more than one chunk, so that an upload has a middle."""
 EXAMPLES: Final = 600
+DISK_MIB: Final = 64
 TAU_S: Final = 0.8
 BLOCK_SIZE: Final = 8
 """More than there are devices: tau cuts, so that an undisturbed fleet certifies about a block per second."""
@@ -68,6 +70,8 @@ class Setting:
     """More lines for every device's settings."""
     behaviours: Mapping[str, str] = field(default_factory=dict)
     """Byzantine behaviour by miner."""
+    small_disks: tuple[str, ...] = ()
+    """Devices and miners whose folder is a disk of its own, see ``RealFleet.disks``."""
 
 
 class RealFleet:
@@ -86,6 +90,10 @@ class RealFleet:
         options = replace(options, preset=replace(options.preset, local_steps=10, margin_permille=200))
         self._workspace = Workspace(folder / "run")
         self.root = self._workspace.root
+        self.disks = {
+            name: SmallDisk(self.root / f"{name.partition('-')[0]}s" / name, size_mib=DISK_MIB)
+            for name in setting.small_disks
+        }
         self.fleet: Fleet = found(options, self._workspace, gather(options), setting.broker)
         self.miners: dict[str, MinerPlace] = {place.miner_id: place for place in self.fleet.miners}
         self.devices: dict[str, DevicePlace] = {place.device_id: place for place in self.fleet.devices}
@@ -119,6 +127,8 @@ class RealFleet:
             self.show_logs()
         self._processes.__exit__(kind, error, trace)
         self.fleet.broker.kill()
+        for disk in self.disks.values():
+            disk.close()
         self._workspace.__exit__(kind, error, trace)
 
     # --- processes ---
