@@ -23,6 +23,6 @@ def keep_freed_memory() -> bool:
     mallopt: Any = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    is_mapped_later = mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) == 1
-    is_trimmed_later = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) == 1
+    is_mapped_later: bool = mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) == 1
+    is_trimmed_later: bool = mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES) == 1
     return is_mapped_later and is_trimmed_later
