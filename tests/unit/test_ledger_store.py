@@ -339,7 +339,7 @@ def test_a_full_disk_at_the_end_is_a_store_error_and_loses_nothing(names: Names,
     own = store.put_own_scores(OwnScores(block_index=1, scores=scores(5, 6), salt=SALT))
     forbid_writes(os.getpid())
     try:
-        with pytest.raises(StoreError, match="full.sqlite3"):
+        with pytest.raises(StoreError, match=r"full\.sqlite3"):
             store.close()
     finally:
         allow_writes(os.getpid())
