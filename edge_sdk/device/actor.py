@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from typing import Final, assert_never
 
 from edge_sdk.adapters import failpoints
@@ -11,6 +10,7 @@ from edge_sdk.adapters.mqtt import Message, MqttLink, Published, Token
 from edge_sdk.adapters.outbox import NewUpdate
 from edge_sdk.device.job import PinnedBase
 from edge_sdk.device.parts import Parts
+from edge_sdk.device.reports import Reports
 from edge_sdk.device.tasks import Tasks
 from edge_sdk.device.worker import Worker
 from edge_sdk.errors import DecodeError, StoreError, TransportError
@@ -47,7 +47,7 @@ class Actor:
         self.receipt_envelope = b""
         """Envelope of the receipt that is being applied."""
         self.announced_urls: tuple[str, ...] = ()
-        self.reports: Counter[str] = Counter()
+        self.reports = Reports()
 
     def carry_out(self, effect: e.Effect) -> Events:  # noqa: C901, PLR0911, PLR0912 - one case per effect
         """Do what an effect says; the events that follow at once are returned."""
@@ -91,8 +91,7 @@ class Actor:
                 self._worker.offer(self._tasks.bound(lambda: self._tasks.ask_outcome(effect.digest, urls)))
                 return ()
             case e.Report():
-                self.reports[effect.kind] += 1
-                log.warning("%s: %s", effect.kind, effect.text)
+                self._report(effect.kind, effect.text)
                 return ()
             case _:
                 assert_never(effect)
@@ -100,8 +99,7 @@ class Actor:
     def published(self, event: Published) -> Events:
         """The broker answered a publication."""
         if event.refused is not None:
-            self.reports["publish.refused"] += 1
-            log.warning("the broker refused a publication: %s", event.refused)
+            self._report("publish.refused", f"by the broker: {event.refused}")
         digest = self._open_chunks.pop(event.token, None)
         return () if digest is None else (e.ChunkSent(self._tasks.now_ms(), digest),)
 
@@ -288,5 +286,4 @@ class Actor:
             return None
 
     def _report(self, kind: str, text: str) -> None:
-        self.reports[kind] += 1
-        log.warning("%s: %s", kind, text)
+        self.reports.add(kind, text, now_ms=self._tasks.now_ms())

@@ -188,8 +188,8 @@ class Device:
             incoming = self._inbox.read(message)
         except RemoteProtocolError as error:
             reason = "unknown" if error.reason is None else error.reason.name.lower()
-            self._actor.reports[f"message.refused.{reason}"] += 1
-            log.info("refused a message on %s: %s", message.topic, error)
+            kind, text = f"message.refused.{reason}", f"on {message.topic}: {error}"
+            self._actor.reports.add(kind, text, now_ms=self._now_ms(), level=logging.INFO)
             return
         if incoming is not None:
             self._use(incoming)
