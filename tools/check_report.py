@@ -18,6 +18,7 @@ class Kind(Enum):
     TEXT = "a text"
     COUNT = "a whole number >= 0"
     NUMBER = "a finite number"
+    NUMBER_OR_NULL = "a finite number or null"
     FLAG = "true or false"
     CURVE = "a list of [seconds, version, accuracy]"
     REASONS = "an object of counts"
@@ -65,12 +66,14 @@ CONTRACT: Final[Mapping[str, Any]] = {
         "cut_to_certificate_p50": Kind.NUMBER,
         "cut_to_certificate_p99": Kind.NUMBER,
     },
-    "energy": {"joules_per_update": Kind.NUMBER, "quality": Kind.TEXT, "board": Kind.TEXT},
+    "energy": {"joules_per_update": Kind.NUMBER_OR_NULL, "quality": Kind.TEXT, "board": Kind.TEXT},
     "ledger_verified": Kind.FLAG,
     "certificates_verified_by_devices": Kind.COUNT,
     "model_root": Kind.TEXT,
 }
-ENERGY_QUALITIES: Final = ("measured", "derived", "modelled")
+UNAVAILABLE: Final = "unavailable"
+"""Quality of energy on a board without power figures; its joules are null, and only then."""
+ENERGY_QUALITIES: Final = ("measured", "derived", "modelled", UNAVAILABLE)
 
 
 def check_report(report: Any) -> list[str]:
@@ -103,6 +106,8 @@ def _is_kind(value: Any, kind: Kind) -> bool:
             return is_number and isinstance(value, int) and value >= 0
         case Kind.NUMBER:
             return is_number
+        case Kind.NUMBER_OR_NULL:
+            return value is None or is_number
         case Kind.FLAG:
             return isinstance(value, bool)
         case Kind.CURVE:
@@ -134,10 +139,18 @@ def _check_balances(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"blocks {report['blocks']} != {by_cause} cut by tau or size"
     if report["hostile"]["merged"] > report["hostile"]["published"]:
         yield "hostile: more merged than published"
-    if report["energy"]["quality"] not in ENERGY_QUALITIES:
-        yield f"energy.quality: expected one of {', '.join(ENERGY_QUALITIES)}, found {report['energy']['quality']!r}"
+    yield from _check_energy(report["energy"])
     if not updates["published"]:
         yield "updates.published: nothing was published"
+
+
+def _check_energy(energy: Mapping[str, Any]) -> Iterator[str]:
+    """Joules have a known quality; a board without figures says so and claims none."""
+    joules, quality = energy["joules_per_update"], energy["quality"]
+    if quality not in ENERGY_QUALITIES:
+        yield f"energy.quality: expected one of {', '.join(ENERGY_QUALITIES)}, found {quality!r}"
+    elif (joules is None) != (quality == UNAVAILABLE):
+        yield f"energy.joules_per_update: null goes with quality {UNAVAILABLE}, found {joules!r} with {quality}"
 
 
 def main(argv: list[str]) -> int:

@@ -81,6 +81,9 @@ def test_every_key_is_needed(key: str) -> None:
         ("blocks_by_cause.tau", 3, "blocks 21 != 20"),
         ("hostile.merged", 10, "hostile"),
         ("energy.quality", "guessed", "energy.quality"),
+        ("energy.quality", "unavailable", "energy.joules_per_update"),
+        ("energy.joules_per_update", None, "energy.joules_per_update"),
+        ("energy.joules_per_update", "1.2", "report.energy.joules_per_update"),
     ],
 )
 def test_one_wrong_value_is_named(place: str, value: object, word: str) -> None:
@@ -92,6 +95,12 @@ def test_one_wrong_value_is_named(place: str, value: object, word: str) -> None:
     holder[key] = value
     (problem,) = check_report(report)
     assert problem.startswith(word)
+
+
+def test_a_board_without_power_figures_has_no_joules() -> None:
+    report = good_report()
+    report["energy"] = {"joules_per_update": None, "quality": "unavailable", "board": "x86-64-generic"}
+    assert check_report(report) == []
 
 
 def test_an_idle_demo_is_no_success() -> None:
