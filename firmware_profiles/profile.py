@@ -9,6 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from importlib import resources
 from typing import Final
 
@@ -25,6 +26,33 @@ class Figure:
 
     value: float
     condition: str
+    source: str
+
+
+class InitFormat(StrEnum):
+    """How the vendor's system takes its settings at first boot; declared, never guessed from an image."""
+
+    CLOUDINIT = "cloudinit"
+    CLOUDINIT_RPI = "cloudinit-rpi"
+    FIRSTRUN = "firstrun"
+    L4T_ROOTFS = "l4t-rootfs"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRoute:
+    """How a board gets its system, and what is known of that system."""
+
+    route: str
+    init_format: InitFormat
+    architecture: str
+    """As wheels name it: ``aarch64``, ``x86_64``."""
+    python: str | None
+    """``3.13``; None where the system's Python is not established."""
+    seed_label: str | None
+    """Label of the FAT volume that takes the seed; None where it goes into the root file system."""
+    boot_mount: str | None
+    """Where the system mounts that volume."""
     source: str
 
 
@@ -45,6 +73,7 @@ class BoardProfile:
     load_w: Figure | None
     ethernet_mbps: Figure | None
     wifi_mbps: Figure | None
+    image: ImageRoute
     sources: tuple[str, ...]
 
     @property
@@ -79,7 +108,20 @@ def load_profile(board_id: str) -> BoardProfile:
         load_w=_figure(content, "power", "load_w"),
         ethernet_mbps=_figure(content, "link", "ethernet_mbps"),
         wifi_mbps=_figure(content, "link", "wifi_mbps"),
+        image=_image(content["image"]),
         sources=tuple(board["sources"]),
+    )
+
+
+def _image(table: Mapping[str, str]) -> ImageRoute:
+    return ImageRoute(
+        route=table["route"],
+        init_format=InitFormat(table["init_format"]),
+        architecture=table["architecture"],
+        python=table.get("python"),
+        seed_label=table.get("seed_label"),
+        boot_mount=table.get("boot_mount"),
+        source=table["source"],
     )
 
 
