@@ -1,0 +1,1 @@
+"""Write an image to a medium, never to what the running system lives on."""
