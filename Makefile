@@ -20,7 +20,7 @@ TEST_EXTRAS_no := test
 # One thread per process: suites start many processes, and times must not depend on the number of cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
-.PHONY: help demo check test test-full bench broker clean distclean
+.PHONY: help demo check test test-full bench broker image-tools clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +46,17 @@ $(TEST_STAMP): setup.cfg pyproject.toml constraints.txt $(DEMO_STAMP)
 	@touch $@
 
 # The suites also run against a real broker when there is one; without it those tests say "skipped: no mosquitto".
+# Likewise with the programs that write into images: their tests say which one is missing.
+image-tools:
+	@if PATH="$$PATH:/usr/sbin:/sbin" && command -v mcopy && command -v mkfs.vfat && command -v debugfs && command -v zstd; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get; then \
+		echo "installing mtools dosfstools e2fsprogs zstd" >&2; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+			mtools dosfstools e2fsprogs zstd; } || echo "they could not be installed; their tests are skipped" >&2; \
+	else \
+		echo "mtools, dosfstools, e2fsprogs or zstd is not installed; their tests are skipped" >&2; \
+	fi >/dev/null
+
 broker:
 	@if PATH="$$PATH:/usr/sbin" command -v mosquitto >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -63,10 +74,10 @@ check: $(TEST_STAMP)
 	@$(BIN)/python -m tools.check
 
 # After check when both are asked for: two suites at once would disturb each other's time limits.
-test: $(TEST_STAMP) broker $(filter check,$(MAKECMDGOALS))
+test: $(TEST_STAMP) broker image-tools $(filter check,$(MAKECMDGOALS))
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not bench" $(ARGS)
 
-test-full: $(TEST_STAMP) broker $(filter check test,$(MAKECMDGOALS))
+test-full: $(TEST_STAMP) broker image-tools $(filter check test,$(MAKECMDGOALS))
 	@$(ONE_THREAD) HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "not bench" $(ARGS)
 
 bench: $(TEST_STAMP) broker $(filter check test test-full,$(MAKECMDGOALS))

@@ -21,6 +21,9 @@ class Command(NamedTuple):
 # Coordinator modules are named as text and loaded by importlib: edge_sdk must never import coordinator statically, or
 # the device would depend on the edge server's code. The layer check allows a dynamic import in this module only.
 COMMANDS: Final = {
+    "boards": Command("firmware_profiles.cli", "show what is known of boards, with sources"),
+    "image": Command("firmware_profiles.cli", "inspect a vendor image, customise it for one board"),
+    "flash": Command("firmware_profiles.cli", "write an image to a card and verify it"),
     "device": Command("edge_sdk.cli", "run, enrol or examine a device on this board"),
     "demo": Command("coordinator.cli", "whole fleet on this machine: broker, miners, devices, report"),
     "miner": Command("coordinator.cli", "set up or run an edge server"),
@@ -107,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     module = importlib.import_module(COMMANDS[name].module)
-    # The device's command line stands alone; the coordinator's is one parser for all its subcommands.
+    # The device's command line stands alone; the other modules serve several subcommands and need the name.
     status: int = module.main(arguments[1:] if name == "device" else arguments)
     return status
 

@@ -50,8 +50,13 @@ PACKAGES: Final = ("edge_sdk", "coordinator", "firmware_profiles")
 LAYERS: Final = {
     "firmware_profiles.boards": Layer.DATA,
     "firmware_profiles.profile": Layer.DATA,
+    "firmware_profiles.errors": Layer.DATA,
     "firmware_profiles.image": Layer.ADAPTERS,
     "firmware_profiles.flash": Layer.ADAPTERS,
+    "firmware_profiles.cli": Layer.APPS,
+    "firmware_profiles.cli_boards": Layer.APPS,
+    "firmware_profiles.cli_flash": Layer.APPS,
+    "firmware_profiles.cli_image": Layer.APPS,
     "edge_sdk.errors": Layer.PROTOCOL,
     "edge_sdk.ports": Layer.PROTOCOL,  # interfaces of the adapters, without any of their I/O
     "edge_sdk.protocol": Layer.PROTOCOL,
@@ -76,7 +81,6 @@ LAYERS: Final = {
     "coordinator.events": Layer.MACHINES,
     "coordinator.rounds": Layer.MACHINES,
     "coordinator.admission": Layer.MACHINES,
-    "coordinator.events": Layer.MACHINES,
     "coordinator.execution": Layer.MACHINES,
     "coordinator.transactions": Layer.MACHINES,
     "coordinator.pool": Layer.MACHINES,

@@ -1,10 +1,12 @@
 """Board profiles: every figure has a source, none is invented."""
 
+import json
 import tomllib
 
 import pytest
 
-from firmware_profiles.profile import BOARDS, UnknownBoardError, board_ids, load_profile
+from firmware_profiles import cli
+from firmware_profiles.profile import BOARDS, InitFormat, UnknownBoardError, board_ids, load_profile
 
 
 def test_all_boards_load_and_are_named_like_their_file() -> None:
@@ -22,6 +24,28 @@ def test_every_figure_states_condition_and_source() -> None:
             assert isinstance(figure["value"], int | float)
             assert figure["condition"]
             assert figure["source"]
+
+
+def test_every_image_route_is_declared_with_its_source() -> None:
+    for board_id in board_ids():
+        image = load_profile(board_id).image
+        assert image.route
+        assert image.source
+        assert (image.seed_label is None) == (image.boot_mount is None)
+    assert load_profile("rpi-5").image.init_format is InitFormat.CLOUDINIT_RPI
+    assert load_profile("jetson-nano").image.python is None
+
+
+def test_boards_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["boards", "list"]) == 0
+    assert "rpi-zero-2w" in capsys.readouterr().out
+    assert cli.main(["boards", "list", "--json"]) == 0
+    assert [row["board_id"] for row in json.loads(capsys.readouterr().out)] == list(board_ids())
+    assert cli.main(["boards", "show", "jetson-xavier-nx"]) == 0
+    assert "idle_w         not available" in capsys.readouterr().out
+    assert cli.main(["boards", "show", "rpi-4b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["load_w"]["value"] == 5.0
+    assert cli.main(["boards", "show", "rpi-9"]) == 2
 
 
 def test_published_figures_of_the_pi_4() -> None:

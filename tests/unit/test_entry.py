@@ -9,10 +9,10 @@ from edge_sdk import __version__, entry
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, list[str]]]:
-    """Both command-line modules replaced by recorders: the dispatch alone is under test."""
+    """Every command-line module replaced by recorders: the dispatch alone is under test."""
     seen: list[tuple[str, list[str]]] = []
 
-    for name, status in (("edge_sdk.cli", 3), ("coordinator.cli", 4)):
+    for name, status in (("edge_sdk.cli", 3), ("coordinator.cli", 4), ("firmware_profiles.cli", 4)):
         module = ModuleType(name)
 
         def run(argv: list[str], *, name: str = name, status: int = status) -> int:
@@ -30,9 +30,9 @@ def test_device_gets_the_arguments_after_its_name(calls: list[tuple[str, list[st
 
 
 @pytest.mark.parametrize("name", [name for name in entry.COMMANDS if name != "device"])
-def test_coordinator_gets_all_arguments(calls: list[tuple[str, list[str]]], name: str) -> None:
+def test_other_modules_get_all_arguments(calls: list[tuple[str, list[str]]], name: str) -> None:
     assert entry.main([name, "--x"]) == 4
-    assert calls == [("coordinator.cli", [name, "--x"])]
+    assert calls == [(entry.COMMANDS[name].module, [name, "--x"])]
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
