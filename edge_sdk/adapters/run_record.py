@@ -9,6 +9,7 @@ card.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from edge_sdk.ports import Clock, EnergyMeter
 from edge_sdk.protocol.messages import EnergyQuality
 
 RECORD_BYTES_MAX: Final = 32 * 1024 * 1024
+TAIL_BYTES: Final = 64 * 1024
+"""No line is longer."""
 MILLI_PER_UNIT: Final = 1_000
 
 Id: TypeAlias = str | int | float | bool | None
@@ -53,6 +56,7 @@ class RunRecord:
         self._lock = threading.Lock()
         self.lost_lines = 0
         try:
+            _cut_torn_line(path)
             self._file = path.open("a", encoding="utf-8")
         except OSError as error:
             raise StoreError(f"{path}: cannot be opened: {error.strerror}") from error
@@ -138,3 +142,15 @@ class RunRecord:
         self._file.close()
         self._path.replace(self._path.with_suffix(".1" + self._path.suffix))
         self._file = self._path.open("a", encoding="utf-8")
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Drop a line that a killed process has left without an end: the next one would be written onto it."""
+    if not path.is_file():
+        return
+    with path.open("r+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        tail_start = file.seek(max(0, size - TAIL_BYTES))
+        whole = file.read().rfind(b"\n") + 1
+        if tail_start + whole < size:
+            file.truncate(tail_start + whole)
