@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import http.client
 import json
+import logging
 import socket
 import ssl
 import threading
@@ -26,6 +27,8 @@ from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.limits import BLOB_BYTES_MAX, MODEL_DOWNLOAD_S_MAX
 from edge_sdk.protocol.messages import Outcome
 from edge_sdk.protocol.wire import from_bytes
+
+log: Final = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S: Final = 10.0
 ANSWER_S_MAX: Final = 20.0
@@ -87,6 +90,8 @@ class HttpBlobs:
                     failures.append(f"{url}: {_why(error)}")
                     break
                 if _digest_of(path) == digest:
+                    if failures:  # a miner that fails or lies is worth a line, also when another one helps out
+                        log.warning("blob %s came from %s, not from %s", digest.hex()[:12], url, "; ".join(failures))
                     return received
                 path.unlink(missing_ok=True)
                 failures.append(f"{url}: digest does not match")

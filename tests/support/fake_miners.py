@@ -283,6 +283,10 @@ class FakeMiners:
                 envelope = self.chain.sign(miner, to_bytes(announcement), Domain.ANNOUNCEMENT)
                 self._publish(topics.current(TASK, miner), envelope, retain=True)
 
+    def publish_announcement(self, miner: MinerId, envelope: bytes) -> None:
+        """Let a miner announce something of a test's own, retained."""
+        self._publish(topics.current(TASK, miner), envelope, retain=True)
+
     def decide(self, digest: Digest, blob: bytes) -> None:
         """Make a block of one update."""
         manifest = self.manifests[digest]
