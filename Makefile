@@ -17,6 +17,8 @@ DEMO_STAMP := .venv/.installed-demo
 TEST_STAMP := .venv/.installed-test-torch-$(WITH_TORCH)
 TEST_EXTRAS_yes := test,torch
 TEST_EXTRAS_no := test
+# Flower, which the benchmarks compare with, has requirements of its own.
+FLWR_STAMP := .venv-flwr/.installed
 # One thread per process: suites start many processes, and times must not depend on the number of cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
@@ -80,12 +82,20 @@ test: $(TEST_STAMP) broker image-tools $(filter check,$(MAKECMDGOALS))
 test-full: $(TEST_STAMP) broker image-tools $(filter check test,$(MAKECMDGOALS))
 	@$(ONE_THREAD) HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "not bench" $(ARGS)
 
-bench: $(TEST_STAMP) broker $(filter check test test-full,$(MAKECMDGOALS))
+$(FLWR_STAMP):
+	@echo "installing flwr into .venv-flwr"
+	@$(PYTHON) -m venv .venv-flwr \
+		&& .venv-flwr/bin/pip --disable-pip-version-check --quiet install 'flwr==1.41.*' \
+		&& touch $@ \
+		|| { rm -rf .venv-flwr; echo "flwr could not be installed; the comparison is skipped" >&2; }
+
+# Rows stay in bench-results/; the table at the end holds all of them. ARGS="-k fleet" measures a part.
+bench: $(TEST_STAMP) $(FLWR_STAMP) broker $(filter check test test-full,$(MAKECMDGOALS))
 	@$(ONE_THREAD) $(BIN)/python -m pytest -s -m bench tests/bench $(ARGS)
 
 clean:
-	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs
+	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs bench-results
 	find edge_sdk coordinator firmware_profiles tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv
+	rm -rf .venv .venv-flwr

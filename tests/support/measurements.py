@@ -15,6 +15,7 @@ from statistics import median
 from typing import Any, Final
 
 from coordinator.broker.mosquitto import find_executable
+from coordinator.demo.records import percentile
 from edge_sdk.adapters.system_clock import SystemClock
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -56,7 +57,7 @@ class Row:
 def of_values(values: Sequence[float], share: float = 0.5) -> dict[str, Any]:
     """Figure and spread of repeated measurements, as arguments of ``Row``: the median, or another percentile."""
     ordered = sorted(values)
-    figure = median(ordered) if share == 0.5 else ordered[min(len(ordered) - 1, round(share * len(ordered)))]
+    figure = median(ordered) if share == 0.5 else percentile(ordered, share)
     return {"figure": figure, "low": ordered[0], "high": ordered[-1], "count": len(ordered)}
 
 

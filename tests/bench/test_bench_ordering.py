@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import statistics
 import time
 from collections import defaultdict
 from typing import Any, Final
@@ -16,6 +15,7 @@ from coordinator.ordering.connection import AbciLink
 from coordinator.ordering.sequencer import Sequencer
 from coordinator.ordering.sequencer_config import SequencerConfig
 from edge_sdk.adapters.system_clock import SystemClock
+from tests.support.measurements import Row, of_values, record
 from tests.support.ordering import Cluster
 
 pytestmark = pytest.mark.bench
@@ -64,7 +64,9 @@ def test_time_of_a_height(monkeypatch: pytest.MonkeyPatch) -> None:
     for owner, name in PARTS:
         timed(owner, name)
     asyncio.run(scenario())
-    for part, values in taken_ms.items():
-        p99 = sorted(values)[int(len(values) * 0.99)]
-        print(f"{part:24} p50 {statistics.median(values):6.2f} ms  p99 {p99:6.2f} ms  ({len(values)} times)")
+    for place, (part, values) in enumerate(sorted(taken_ms.items()), start=1):
+        p99 = of_values(values, 0.99)["figure"]
+        key = f"6-ordering-{place}-{part.replace(' ', '-').lower()}"
+        what = f"ordering, one height of four applications: {part}, p50"
+        record(Row(key=key, what=what, unit="ms", **of_values(values), note=f"p99 {p99:.1f} ms"))
     assert len(taken_ms["submit to agreed"]) == HEIGHTS
