@@ -120,8 +120,7 @@ def world(mosquitto_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
         stack.callback(device.kill)
         device.start()
         world = World(miners, device, server, extra_blobs, port)
-        wait_until((device.folder / "state.sqlite3").exists)
-        wait_until(lambda: world.installed() == 0, 60, what="version 0")
+        world.until_said("installed version 0", 0)
         yield world
 
 
