@@ -127,7 +127,10 @@ class RunRecord:
     def close(self) -> None:
         """Close the file; later lines are counted as lost."""
         with self._lock:
-            self._file.close()
+            try:
+                self._file.close()
+            except OSError:  # what could not be written before cannot be written now; the file is closed all the same
+                self.lost_lines += 1
 
     def _energy_j(self) -> float | None:
         if self._meter is None:

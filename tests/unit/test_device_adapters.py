@@ -20,6 +20,7 @@ from edge_sdk.protocol import cose, topics
 from edge_sdk.protocol.ids import ChainId
 from edge_sdk.protocol.messages import Algorithm, Domain, Reason
 from edge_sdk.protocol.wire import to_bytes
+from tests.support.disks import allow_writes, forbid_writes
 from tests.support.fake_miners import CHAIN, MINERS, TASK
 from tests.support.participant import CHAIN_OF, DEVICE, GENESIS, KEYS, announcement, outcome, receipt, resume, root
 
@@ -253,3 +254,15 @@ def test_a_shifted_clock_moves_the_calendar_only(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv(OFFSET_VARIABLE, "an hour")
     with pytest.raises(ConfigError, match="FLCHAIN_CLOCK_OFFSET_S = 'an hour': expected whole seconds"):
         SystemClock()
+
+
+def test_a_full_disk_costs_lines_of_the_record_and_nothing_else(tmp_path: Path) -> None:
+    record = RunRecord(tmp_path / "run.jsonl", clock=SystemClock())
+    forbid_writes(os.getpid())
+    try:
+        record.mark("lost")
+        record.close()
+    finally:
+        allow_writes(os.getpid())
+    assert record.lost_lines == 2
+    assert (tmp_path / "run.jsonl").read_text() == ""
