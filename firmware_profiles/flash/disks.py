@@ -105,6 +105,11 @@ def holders(folder: Path) -> tuple[str, ...]:
     return _names(folder / "holders")
 
 
+def slaves(folder: Path) -> tuple[str, ...]:
+    """Names of the devices that this one rests on."""
+    return _names(folder / "slaves")
+
+
 def disks_below(host: Host, number: DeviceNumber, *, depth: int = 0) -> set[str]:
     """Kernel names of every device that a block device rests on, itself and whole disks included.
 

@@ -91,7 +91,13 @@ class Medium:
     def forget(self) -> None:
         """Drop cached content, so that the next read comes from the medium."""
         if self._is_block:
-            self._host.drop_buffers(self._descriptor)
+            try:
+                self._host.drop_buffers(self._descriptor)
+            except PermissionError as error:  # only root may; direct reads do without
+                if self._direct is None:
+                    raise MediumError(
+                        f"{self.name}: its cache cannot be dropped: {error.strerror}", offset=0
+                    ) from error
         os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def read_at(self, offset: int, size: int) -> bytes:

@@ -6,6 +6,7 @@ There is no option that lets the running system's disk through.
 from __future__ import annotations
 
 import os
+import re
 import stat
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from firmware_profiles.errors import ImageRefusedError, TargetRefusal, TargetRefusedError
-from firmware_profiles.flash.disks import Disk, folder_of, holders, is_partition, load_disk
+from firmware_profiles.flash.disks import Disk, folder_of, holders, is_partition, load_disk, slaves
 from firmware_profiles.flash.host import Host
 from firmware_profiles.flash.medium import Medium
 from firmware_profiles.flash.usage import (
@@ -27,6 +28,8 @@ from firmware_profiles.image.inspect import volumes_of
 
 SIZE_BYTES_MAX: Final = 256 * 10**9
 """Larger disks are hardly cards: refused unless the limit is raised by name."""
+EMMC_AREA: Final = re.compile(r"mmcblk[0-9]+(?:boot[0-9]+|rpmb|gp[0-9]+)")
+"""Look like disks of their own; the boot loader of a board may live there."""
 OUTPUT_MODE: Final = 0o600
 """A customised image holds a claim token."""
 
@@ -45,7 +48,7 @@ def resolve_disk(host: Host, path: Path) -> Disk:
     """Follow a path (of /dev/disk/by-id, for instance) to a whole disk.
 
     Raises:
-        TargetRefusedError: nothing there, not a block device, or a partition.
+        TargetRefusedError: nothing there, not a block device, a partition, or a device that rests on others.
     """
     try:
         number = host.block_number(path)
@@ -56,6 +59,10 @@ def resolve_disk(host: Host, path: Path) -> Disk:
         raise _refused(TargetRefusal.NOT_A_DISK, f"{path}: neither a disk nor a file")
     if is_partition(folder):
         raise _refused(TargetRefusal.PARTITION, f"{path}: a partition of {folder.parent.name}: expected the whole disk")
+    if EMMC_AREA.fullmatch(folder.name):
+        raise _refused(TargetRefusal.PARTITION, f"{path}: a hardware area of an eMMC: expected the whole disk")
+    if below := slaves(folder):
+        raise _refused(TargetRefusal.NOT_A_DISK, f"{path}: rests on {', '.join(below)}: expected a disk itself")
     return load_disk(host, folder)
 
 

@@ -23,6 +23,7 @@ from firmware_profiles.image.seed import (
     FIRSTBOOT_UNIT,
     Files,
     Payload,
+    folder_on_board,
     payload_files,
     system_files,
 )
@@ -168,14 +169,15 @@ def _check_system(path: Path, volumes: tuple[Volume, ...], init_format: InitForm
 def _seed(
     volume: WritableVolume, folder: PurePosixPath, payload: Payload, profile: BoardProfile, init_format: InitFormat
 ) -> Files:
-    is_fat = folder == FAT_FOLDER
+    boot_mount = profile.image.boot_mount if folder == FAT_FOLDER else None
     system = system_files(
         init_format,
         payload,
-        boot_mount=profile.image.boot_mount if is_fat else None,
+        boot_mount=boot_mount,
         cmdline=volume.read(PurePosixPath("cmdline.txt")) if init_format is InitFormat.FIRSTRUN else None,
     )
-    return {folder / name: content for name, content in payload_files(payload).items()} | system
+    ours = payload_files(payload, folder_on_board(boot_mount))
+    return {folder / name: content for name, content in ours.items()} | system
 
 
 def _put(volume: WritableVolume, files: Files, stage: Path) -> None:

@@ -1,42 +1,45 @@
 #!/bin/sh
-# Installs the edge-flchain client from the folder that this script lies in. Runs once, as root, without a network.
-# Repeating it after a power cut is harmless: the mark is written last.
+# Installs the edge-flchain client from the folder that this script lies in: as root, without a network, once.
+# A power cut anywhere is harmless: the next boot starts it again, and each of the two marks says what is complete.
 set -eu
 seed=$(cd "$(dirname "$0")" && pwd)
 state=/var/lib/flchain
-mark=$state/.installed
-[ -e "$mark" ] && exit 0
+[ ! -e "$state/.installed" ] || exit 0
 
-# A board without a clock battery wakes up in the past, where every certificate is not valid yet.
-built=$(stat -c %Y "$seed/SHA256SUMS")
-[ "$(date +%s)" -ge "$built" ] || date -s "@$built" >/dev/null
+if [ ! -e "$state/.copied" ]; then
+    # A board without a clock battery wakes up in the past, where every certificate is not valid yet.
+    built=$(stat -c %Y "$seed/SHA256SUMS")
+    [ "$(date +%s)" -ge "$built" ] || date -s "@$built" >/dev/null
 
-(cd "$seed" && sha256sum --quiet -c SHA256SUMS)
+    (cd "$seed" && sha256sum --quiet -c SHA256SUMS)
 
-id flchain >/dev/null 2>&1 || useradd --system --home-dir "$state" --shell /usr/sbin/nologin flchain
-install -d -m 0700 -o flchain -g flchain "$state"
-for file in "$seed"/state/*; do
-    install -m 0600 -o flchain -g flchain "$file" "$state/"
-done
-
-if [ -d "$seed/wheels" ]; then
-    # Two environments side by side and one link: an upgrade fills the other one and moves the link.
-    [ -x /opt/flchain/a/bin/pip ] || python3 -m venv /opt/flchain/a
-    /opt/flchain/a/bin/pip install --quiet --no-index --find-links "$seed/wheels" edge-flchain
-    ln -sfn a /opt/flchain/current
+    id flchain >/dev/null 2>&1 || useradd --system --user-group --home-dir "$state" --shell /usr/sbin/nologin flchain
+    install -d -m 0700 -o flchain -g flchain "$state"
+    for file in "$seed"/state/*; do
+        install -m 0600 -o flchain -g flchain "$file" "$state/"
+    done
+    if [ -d "$seed/wheels" ]; then
+        # Two environments side by side and one link: an upgrade fills the other one and moves the link.
+        rm -rf /opt/flchain/a
+        python3 -m venv /opt/flchain/a
+        /opt/flchain/a/bin/pip install --quiet --no-index --find-links "$seed/wheels" edge-flchain
+        ln -sfn a /opt/flchain/current
+    fi
+    if [ -e "$seed/wifi.nmconnection" ]; then
+        install -D -m 0600 "$seed/wifi.nmconnection" /etc/NetworkManager/system-connections/flchain-wifi.nmconnection
+    fi
+    install -D -m 0644 "$seed/flchain-device.service" /etc/systemd/system/flchain-device.service
+    install -D -m 0644 "$seed/journald.conf" /etc/systemd/journald.conf.d/flchain.conf
+    systemctl enable flchain-device.service
+    sync
+    touch "$state/.copied"
+    sync
 fi
-if [ -e "$seed/wifi.nmconnection" ]; then
-    install -D -m 0600 "$seed/wifi.nmconnection" /etc/NetworkManager/system-connections/flchain-wifi.nmconnection
-fi
-install -D -m 0644 "$seed/flchain-device.service" /etc/systemd/system/flchain-device.service
-install -D -m 0644 "$seed/journald.conf" /etc/systemd/journald.conf.d/flchain.conf
-systemctl daemon-reload || true
-systemctl enable flchain-device.service
-sync
 
-# The claim is single-use, and now has its place on the board: no copy stays on the card.
-rm -f "$seed"/state/*
-rm -f "$seed/wifi.nmconnection"
-touch "$mark"
+# The claim is single-use, and has its place on the board by now: no copy stays in the seed.
+rm -f "$seed"/state/* "$seed/wifi.nmconnection"
+touch "$state/.installed"
 sync
-systemctl start --no-block flchain-device.service || true
+# Where systemd is not running yet, or stops after this (firstrun), the next boot starts the service.
+systemctl daemon-reload || exit 0
+systemctl start --no-block flchain-device.service || exit 0

@@ -27,10 +27,12 @@ FIRSTBOOT_LINK: Final = PurePosixPath("etc/systemd/system/multi-user.target.want
 _FIRSTRUN: Final = """\
 #!/bin/sh
 # Started once by systemd.run= in cmdline.txt, which is taken out again whatever happens: a board must not loop.
-set +e
-sh {mount}/edge/install.sh >{mount}/edge/install.log 2>&1
+# The boot that follows does the work, and the ones after it until it is done.
+install -m 0644 {mount}/edge/{unit} /etc/systemd/system/{unit}
+systemctl enable {unit}
 rm -f {mount}/firstrun.sh
-sed -i 's| systemd\\.[^ ]*||g' {mount}/cmdline.txt
+sed -i 's/ systemd\\.\\(run\\|run_success_action\\|unit\\)=[^ ]*//g' {mount}/cmdline.txt
+sync
 exit 0
 """
 CMDLINE_BYTES_MAX: Final = 4096
@@ -64,12 +66,18 @@ class Content:
 Files = dict[PurePosixPath, Content]
 
 
-def payload_files(payload: Payload) -> Files:
-    """Our own folder, by names relative to it; SHA256SUMS covers all the rest."""
+def payload_files(payload: Payload, folder: str) -> Files:
+    """Our own folder, by names relative to it; SHA256SUMS covers all the rest.
+
+    Args:
+        payload: What belongs to the board.
+        folder: Where the board will find it, an absolute path.
+    """
     state = PurePosixPath("state")
     files: Files = {state / name: Content(data) for name, data in payload.identity.files.items()}
     files[state / payload.identity.claim_name] = Content(f"{payload.claim}\n".encode())
     files[PurePosixPath("install.sh")] = Content(_resource("image", "install.sh"), 0o755)
+    files[PurePosixPath(FIRSTBOOT_UNIT.name)] = Content(_firstboot_unit(folder), 0o644)
     for name in ("flchain-device.service", "journald.conf"):
         files[PurePosixPath(name)] = Content(_resource("systemd", name), 0o644)
     if payload.wifi is not None:
@@ -95,27 +103,46 @@ def system_files(init_format: InitFormat, payload: Payload, *, boot_mount: str |
     """
     match init_format:
         case InitFormat.CLOUDINIT | InitFormat.CLOUDINIT_RPI:
-            folder = f"{boot_mount}/{FAT_FOLDER}" if boot_mount else f"/{EXT_FOLDER}"
+            folder = folder_on_board(boot_mount)
             place = PurePosixPath() if boot_mount else NOCLOUD_FOLDER
             return {place / name: content for name, content in _nocloud(payload, folder).items()}
         case InitFormat.FIRSTRUN:
             if boot_mount is None:
                 raise FirmwareError("firstrun needs a boot volume: the profile names no boot_mount")
             return {
-                PurePosixPath("firstrun.sh"): Content(_FIRSTRUN.format(mount=boot_mount).encode(), 0o755),
+                PurePosixPath("firstrun.sh"): Content(
+                    _FIRSTRUN.format(mount=boot_mount, unit=FIRSTBOOT_UNIT.name).encode(), 0o755
+                ),
                 PurePosixPath("cmdline.txt"): Content(_with_firstrun(cmdline, boot_mount), 0o644),
             }
         case InitFormat.L4T_ROOTFS:
-            return {FIRSTBOOT_UNIT: Content(_resource("systemd", FIRSTBOOT_UNIT.name), 0o644)}
+            return {FIRSTBOOT_UNIT: Content(_firstboot_unit(folder_on_board(None)), 0o644)}
         case InitFormat.NONE:
             return {}
+
+
+def folder_on_board(boot_mount: str | None) -> str:
+    """Absolute path of our folder on the running board."""
+    return f"{boot_mount}/{FAT_FOLDER}" if boot_mount else f"/{EXT_FOLDER}"
+
+
+def _firstboot_unit(folder: str) -> bytes:
+    return _resource("systemd", FIRSTBOOT_UNIT.name).replace(f"/{EXT_FOLDER}".encode(), folder.encode())
 
 
 def _nocloud(payload: Payload, folder: str) -> Mapping[str, Content]:
     device_id = payload.identity.device_id
     # A new instance id makes cloud-init run again on a card that is customised a second time.
     instance = f"flchain-{device_id}-{hashlib.sha256(payload.claim.encode()).hexdigest()[:12]}"
-    user = {"hostname": device_id, "preserve_hostname": False, "runcmd": [["sh", f"{folder}/install.sh"]]}
+    # cloud-init runs a command once, cut off or not; the unit runs at every boot until the work is done.
+    unit = FIRSTBOOT_UNIT.name
+    commands = [
+        ["install", "-m", "0644", f"{folder}/{unit}", f"/{FIRSTBOOT_UNIT}"],
+        ["systemctl", "daemon-reload"],
+        ["systemctl", "enable", unit],
+        ["systemctl", "start", "--no-block", unit],
+    ]
+    user = {"hostname": device_id, "preserve_hostname": False, "runcmd": commands}
     network: dict[str, object] = {
         "version": 2,
         "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},

@@ -80,7 +80,9 @@ def test_cloudinit_rpi(tmp_path: Path, board: Path) -> None:
     assert user.startswith("#cloud-config\n")
     settings = json.loads(user.partition("\n")[2])
     assert settings["hostname"] == "board-7"
-    assert settings["runcmd"] == [["sh", "/boot/firmware/edge/install.sh"]]
+    assert ["systemctl", "enable", "flchain-firstboot.service"] in settings["runcmd"]
+    assert settings["runcmd"][0][3] == "/boot/firmware/edge/flchain-firstboot.service"
+    assert "ExecStart=/bin/sh /boot/firmware/edge/install.sh" in fat(out, "edge/flchain-firstboot.service")
     network = json.loads(fat(out, "network-config"))
     assert network["wifis"]["wlan0"]["access-points"] == {"IEEE": {"password": PSK}}
     assert json.loads(fat(out, "meta-data"))["local-hostname"] == "board-7"
@@ -91,7 +93,7 @@ def test_cloudinit_rpi(tmp_path: Path, board: Path) -> None:
     sums = {line[66:]: line[:64] for line in fat(out, "edge/SHA256SUMS").splitlines()}
     numpy_wheel = "numpy-2.4.0-cp313-cp313-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl"
     assert sums[f"wheels/{numpy_wheel}"] == hashlib.sha256(numpy_wheel.encode() * 1000).hexdigest()
-    assert len(sums) == 12
+    assert len(sums) == 13
     check_clean(out, tmp_path)
     assert out.stat().st_mode & 0o777 == 0o600
 
@@ -125,7 +127,14 @@ def test_firstrun(tmp_path: Path, board: Path) -> None:
         f"{CMDLINE} systemd.run=/boot/firmware/firstrun.sh systemd.run_success_action=reboot "
         "systemd.unit=kernel-command-line.target\n"
     )
-    assert "sh /boot/firmware/edge/install.sh" in fat(out, "firstrun.sh")
+    script = fat(out, "firstrun.sh")
+    assert "install -m 0644 /boot/firmware/edge/flchain-firstboot.service" in script
+    # What the script does to cmdline.txt gives the vendor's line back.
+    (tmp_path / "boot").mkdir()
+    (tmp_path / "boot" / "cmdline.txt").write_text(fat(out, "cmdline.txt"))
+    line = next(line for line in script.splitlines() if line.startswith("sed"))
+    run("sh", "-c", line.replace("/boot/firmware", str(tmp_path / "boot")))
+    assert (tmp_path / "boot" / "cmdline.txt").read_text() == f"{CMDLINE}\n"
     check_clean(out, tmp_path)
     again = tmp_path / "again.img"
     assert customise(out, board, again, "--init-format", "firstrun") == 4
@@ -137,7 +146,8 @@ def test_cloudinit_in_the_root_file_system(tmp_path: Path, board: Path) -> None:
     out = tmp_path / "out.img"
     assert customise(vendor, board, out, profile="x86-64-generic") == 0
     user = ext(out, "cat /var/lib/cloud/seed/nocloud/user-data")
-    assert json.loads(user.partition("\n")[2])["runcmd"] == [["sh", "/var/lib/flchain-seed/install.sh"]]
+    runcmd = json.loads(user.partition("\n")[2])["runcmd"]
+    assert runcmd[0][3] == "/var/lib/flchain-seed/flchain-firstboot.service"
     claim = ext(out, "stat /var/lib/flchain-seed/state/claim.txt")
     assert "Mode:  0600" in claim
     assert "User:     0   Group:     0" in claim

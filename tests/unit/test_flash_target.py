@@ -91,6 +91,20 @@ def test_1_partition(machine: FakeMachine, image: Path) -> None:
     assert refusal(order(image, node), machine.host, node) is TargetRefusal.PARTITION
 
 
+@pytest.mark.parametrize("name", ["mmcblk0boot0", "mmcblk0rpmb"])
+def test_1_hardware_area_of_an_emmc(machine: FakeMachine, image: Path, name: str) -> None:
+    node = machine.add_disk(name, "179:8", place=MMC)
+    assert refusal(order(image, node), machine.host, node) is TargetRefusal.PARTITION
+
+
+def test_1_volume_that_rests_on_a_disk(machine: FakeMachine, image: Path) -> None:
+    """A free logical volume of the system disk is no disk of its own."""
+    node = machine.add_disk("dm-0", "253:0", place="virtual/block")
+    (machine.folder("dm-0") / "slaves" / "sda1").symlink_to(machine.host.sys / "block" / "sda" / "sda1")
+    wanted = order(image, node, is_fixed_allowed=True)
+    assert refusal(wanted, machine.host, node) is TargetRefusal.NOT_A_DISK
+
+
 @pytest.mark.parametrize("name", ["sdz", "disk/by-id/usb-none"])
 def test_1_missing_device_does_not_become_a_file(machine: FakeMachine, image: Path, name: str) -> None:
     (machine.host.dev / "disk" / "by-id").mkdir(parents=True)

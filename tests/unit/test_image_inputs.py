@@ -106,7 +106,7 @@ def test_hostile_network_name_stays_a_value(config: Path, tmp_path: Path) -> Non
     path = tmp_path / "wifi"
     path.write_text('ssid = "a: }\\"[wifi]"\npassword = "passphrase-9"\n')
     payload = Payload(load_identity(config), "t" * 32, load_wifi(path), ())
-    names = {str(name): content.data for name, content in payload_files(payload).items()}
+    names = {str(name): content.data for name, content in payload_files(payload, "/seed").items()}
     keyfile = names["wifi.nmconnection"]
     assert isinstance(keyfile, bytes)
     assert keyfile.count(b"[wifi]") == 1
@@ -116,7 +116,7 @@ def test_hostile_network_name_stays_a_value(config: Path, tmp_path: Path) -> Non
 
 
 def test_sums_cover_every_file(config: Path) -> None:
-    files = payload_files(Payload(load_identity(config), "t" * 32, None, ()))
+    files = payload_files(Payload(load_identity(config), "t" * 32, None, ()), "/seed")
     sums = [content for name, content in files.items() if name.name == "SHA256SUMS"]
     assert isinstance(sums[0].data, bytes)
     listed = {line.split("  ")[1] for line in sums[0].data.decode().splitlines()}
