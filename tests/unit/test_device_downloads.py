@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.adapters.http_blobs import HttpBlobs
+from edge_sdk.device import downloads as module
 from edge_sdk.device.downloads import Downloads, Ranges, first_bytes
 from edge_sdk.errors import TransportError
 from edge_sdk.protocol.chunks import split
@@ -126,27 +127,82 @@ def test_unknown_size_is_bounded(path: Path) -> None:
     assert path.read_bytes() == BLOB
 
 
-def test_chunks_over_mqtt_where_http_is_closed(path: Path) -> None:
-    asked: list[Ranges] = []
+class Chunks:
+    """Answers requests for chunks as the miners would; ``lose`` drops the first one of the first answer."""
 
-    def ask(digest: Digest, ranges: Ranges) -> None:
-        asked.append(ranges)
+    def __init__(self, *, lose: bool = False, copies: int = 1) -> None:
+        self.asked: list[Ranges] = []
+        self.is_silent = False
+        self._lose = lose
+        self._copies = copies
+        self.downloads = Downloads(HttpBlobs(), ask=self.ask, stopping=threading.Event())
+
+    def ask(self, digest: Digest, ranges: Ranges) -> None:
+        self.asked.append(ranges)
+        if self.is_silent:
+            return
         chunks = list(split(BLOB, digest, ranges=ranges))
-        downloads.offer_chunk(Chunk(digest=Digest(b"\1" * 32), offset=0, data=b"foreign"))
-        for chunk in reversed(chunks[1:] if len(asked) == 1 else chunks):  # the first is lost once
-            downloads.offer_chunk(chunk)
+        self.downloads.offer_chunk(Chunk(digest=Digest(b"\1" * 32), offset=0, data=b"foreign"))
+        for chunk in reversed(chunks[1:] if self._lose and len(self.asked) == 1 else chunks):
+            for _ in range(self._copies):
+                self.downloads.offer_chunk(chunk)
 
-    downloads = Downloads(HttpBlobs(), ask=ask, stopping=threading.Event())
-    from edge_sdk.device import downloads as module
 
-    patience = module.ASK_AGAIN_S
-    module.ASK_AGAIN_S = 0.05  # type: ignore[misc]
-    try:
-        assert downloads.fetch([], DIGEST, len(BLOB), path) == len(BLOB)
-    finally:
-        module.ASK_AGAIN_S = patience  # type: ignore[misc]
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_AGAIN_S", 0.05)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_chunks_over_mqtt_where_http_is_closed(path: Path) -> None:
+    chunks = Chunks(lose=True)
+    assert chunks.downloads.fetch([], DIGEST, len(BLOB), path) == len(BLOB)
     assert path.read_bytes() == BLOB
-    assert asked == [((0, len(BLOB)),), ((0, 65_536),)]
+    assert chunks.asked == [((0, len(BLOB)),), ((0, 65_536),)]
+
+
+def test_repeated_answers_are_passed_over_and_not_asked_for_again(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "ASK_CHUNKS", 2)
+    chunks = Chunks(copies=4)
+    chunks.downloads.fetch([], DIGEST, len(BLOB), path)
+    assert path.read_bytes() == BLOB
+    assert chunks.asked == [((0, 131_072),), ((131_072, len(BLOB)),)]
+
+
+@pytest.mark.usefixtures("impatient")
+def test_nobody_sends_chunks(path: Path) -> None:
+    asked: list[Ranges] = []
+    downloads = Downloads(HttpBlobs(), ask=lambda _, ranges: asked.append(ranges), stopping=threading.Event())
+    with pytest.raises(TransportError, match=r"HTTP: http://127\.0\.0\.1:1: .*; MQTT: no miner sends the chunks"):
+        downloads.fetch(["http://127.0.0.1:1"], DIGEST, len(BLOB), path)
+    assert asked == [((0, len(BLOB)),)] * module.SILENCE_MAX
+
+
+def test_the_way_that_worked_is_taken_first_for_a_while(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunks, server = Chunks(), Server("missing")
+    with server.running() as url:
+        for _ in range(3):
+            path.unlink(missing_ok=True)
+            chunks.downloads.fetch([url], DIGEST, len(BLOB), path)
+        assert (len(server.ranges), len(chunks.asked)) == (1, 3)
+        monkeypatch.setattr(module, "HTTP_AGAIN_S", -1.0)
+        late = Chunks()
+        for _ in range(2):
+            path.unlink(missing_ok=True)
+            late.downloads.fetch([url], DIGEST, len(BLOB), path)
+        assert (len(server.ranges), len(late.asked)) == (3, 2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_http_helps_out_when_the_chunks_stop(path: Path) -> None:
+    chunks, server = Chunks(), Server("missing")
+    with server.running() as url:
+        chunks.downloads.fetch([url], DIGEST, len(BLOB), path)
+        server.mode = "good"
+        path.unlink()
+        chunks.is_silent = True
+        assert chunks.downloads.fetch([url], DIGEST, len(BLOB), path) == len(BLOB)
+    assert path.read_bytes() == BLOB
 
 
 def test_first_bytes() -> None:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
+import time
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 from coordinator.application import Application
-from coordinator.downlink import ANSWER_BYTES_MAX, PAUSE_S, Downlink, Ranges
+from coordinator.downlink import ANSWER_BYTES_MAX, PAUSE_S, Downlink, Ranges, Send
+from edge_sdk.adapters.http_blobs import HttpBlobs
+from edge_sdk.device import downloads
 from edge_sdk.errors import RemoteProtocolError
+from edge_sdk.protocol.chunks import split
 from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import DeviceId, Digest
 from edge_sdk.protocol.messages import Domain, Fetch, Reason
 from tests.support.chain import CREATED_S, Names
 
-BLOB: Final = bytes(3 * ANSWER_BYTES_MAX)
+BLOB: Final = hashlib.shake_256(b"model").digest(3 * ANSWER_BYTES_MAX)
 DIGEST: Final = sha256(BLOB)
 DEVICE: Final = DeviceId("device-1")
 
@@ -22,7 +29,7 @@ DEVICE: Final = DeviceId("device-1")
 class Miners:
     """The downlinks of all miners of a chain, and what they sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, send: Send | None = None) -> None:
         self.names = Names()
         self.application = Application(self.names.genesis)
         self.advance(self.names.enrol(DEVICE))
@@ -33,7 +40,7 @@ class Miners:
                 miner,
                 state=lambda: self.application.state,
                 public_blob=lambda digest: BLOB if digest == DIGEST else None,
-                send=self.send,
+                send=send or self.send,
             )
             for miner in self.names.miners
         ]
@@ -76,6 +83,40 @@ def test_a_device_that_asks_too_often_waits() -> None:
     assert sum(miners.take(miners.request(((0, 10),)), 0.0)) == 10
     assert sum(miners.take(miners.request(((10, 20),)), PAUSE_S / 2)) == 0
     assert sum(miners.take(miners.request(((10, 20),)), 1.0)) == 10
+
+
+@pytest.mark.parametrize("is_dead", [False, True], ids=["all alive", "the responsible miner dead"])
+def test_a_device_fetches_a_model_of_several_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_dead: bool
+) -> None:
+    """Both sides of the way: a dead miner costs one pause per request, a living fleet costs none."""
+    patience_s = 1.0
+    monkeypatch.setattr(downloads, "ASK_AGAIN_S", patience_s)
+    asked: list[Ranges] = []
+
+    def send(_: DeviceId, blob: bytes, digest: Digest, ranges: Ranges) -> int:
+        for chunk in split(blob, digest, ranges=ranges):
+            device.offer_chunk(chunk)
+        return sum(stop - start for start, stop in ranges)
+
+    miners = Miners(send)
+
+    def ask(digest: Digest, ranges: Ranges) -> None:
+        asked.append(ranges)
+        for link in miners.links:
+            link.take(DEVICE, miners.request(ranges, digest=digest), time.monotonic())
+
+    device = downloads.Downloads(HttpBlobs(), ask=ask, stopping=threading.Event())
+    if is_dead:
+        (dead,) = (link for link in miners.links if link.take(DEVICE, miners.request(((0, 1),)), 0.0))
+        miners.links.remove(dead)
+    start_s = time.monotonic()
+    device.fetch([], DIGEST, len(BLOB), tmp_path / "model")
+    took_s = time.monotonic() - start_s
+    assert (tmp_path / "model").read_bytes() == BLOB
+    pieces = [(start, start + ANSWER_BYTES_MAX) for start in range(0, len(BLOB), ANSWER_BYTES_MAX)]
+    assert asked == [(piece,) for piece in pieces for _ in range(2 if is_dead else 1)]
+    assert took_s >= (len(pieces) * patience_s if is_dead else 0)
 
 
 def test_an_update_is_not_public() -> None:
