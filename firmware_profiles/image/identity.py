@@ -20,7 +20,7 @@ from firmware_profiles.errors import UsageError
 CONFIG_BYTES_MAX: Final = 64 * 1024
 ANCHOR_BYTES_MAX: Final = 64 * 2**20
 SECRET_BYTES_MAX: Final = 4096
-_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9-]{0,47}")
 _FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{16,256}")
 _PSK: Final = re.compile(r"[0-9a-fA-F]{64}")
@@ -70,12 +70,14 @@ def load_identity(path: Path) -> Identity:
     if (path.parent / genesis).exists() or "genesis_digest" not in trust:
         names.append(genesis)
     for table in (_table(content, "miners"), *_tables(content, "broker")):
-        names += [str(table[key]) for key in ("ca_file", "password_file") if key in table]
+        names += [str(table[key]) for key in ("ca_file", "password_file") if table.get(key)]
     for name in names:
         files[name] = _read(path.parent / _plain(path, name), ANCHOR_BYTES_MAX)
-    key = path.parent / str(_table(content, "keys").get("key_file", "key.pem"))
-    if key.exists():
-        raise UsageError(f"{key}: a private key never goes onto a card; the board makes its own")
+    keys = [str(_table(content, "keys").get("key_file", "key.pem"))]
+    keys += [str(table["key_file"]) for table in _tables(content, "broker") if table.get("key_file")]
+    for name in keys:
+        if (path.parent / name).exists() or name in files:
+            raise UsageError(f"{path.parent / name}: a private key never goes onto a card; the board makes its own")
     board = _table(content, "board").get("profile")
     claim = str(device.get("claim_file", "claim.txt"))
     return Identity(device_id, None if board is None else str(board), _plain(path, claim), files)

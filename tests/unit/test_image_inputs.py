@@ -62,8 +62,16 @@ def test_identity_that_could_not_enrol_is_refused(config: Path, change: tuple[st
         load_identity(config)
 
 
-def test_private_key_beside_the_config_is_refused(config: Path) -> None:
-    (config.parent / "key.pem").write_text("PRIVATE KEY")
+def test_broker_files_go_along_and_empty_names_are_none(config: Path) -> None:
+    (config.parent / "password").write_text("secret of the broker")
+    config.write_text(f'{CONFIG}[[broker]]\nhost = "b"\nca_file = ""\npassword_file = "password"\n')
+    assert load_identity(config).files["password"] == b"secret of the broker"
+
+
+@pytest.mark.parametrize("name", ["key.pem", "broker-key.pem"])
+def test_private_key_beside_the_config_is_refused(config: Path, name: str) -> None:
+    config.write_text(f'{CONFIG}[[broker]]\nhost = "b"\nkey_file = "broker-key.pem"\n')
+    (config.parent / name).write_text("PRIVATE KEY")
     with pytest.raises(UsageError, match="never goes onto a card"):
         load_identity(config)
 
