@@ -47,6 +47,7 @@ def test_device_may_write_nothing(fleet: RealFleet) -> None:
 
 
 def test_disk_of_a_device_is_full(mounted: RealFleet) -> None:
+    """It goes on with what it has; one that is started then cannot, and says why."""
     fleet = mounted
     before = len(fleet.log(DEVICE))
     fleet.disks[DEVICE].fill()
@@ -57,13 +58,7 @@ def test_disk_of_a_device_is_full(mounted: RealFleet) -> None:
     status, findings = fleet.doctor(DEVICE)
     assert status == 1
     assert "fail  disk: 0 bytes free" in findings
-    fleet.disks[DEVICE].free()
-    fleet.until_merged_again(DEVICE)
 
-
-def test_device_starts_on_a_full_disk(mounted: RealFleet) -> None:
-    fleet = mounted
-    fleet.disks[DEVICE].fill()
     fleet.terminate(DEVICE)  # in order, although it can write nothing
     before = len(fleet.log(DEVICE))
     fleet.start(DEVICE)
@@ -95,6 +90,7 @@ def test_disk_of_a_miner_is_full(mounted: RealFleet) -> None:
     fleet.until_merged_again()
 
 
+@pytest.mark.slow
 def test_miner_may_write_nothing(fleet: RealFleet) -> None:
     forbid_writes(fleet.child(MINER).pid)
     fleet.until(lambda: fleet.child(MINER).status is not None, "the miner ends")

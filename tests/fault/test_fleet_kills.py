@@ -6,6 +6,7 @@ one hides would still be found by the audit at the end.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -18,6 +19,8 @@ pytestmark = [pytest.mark.network, pytest.mark.fault, pytest.mark.usefixtures("m
 
 DEVICE: Final = "device-01"
 MINER: Final = "miner-2"
+TRIES: Final = 10
+HOLD_S: Final = 3.0
 
 # One per arrow of the way; the steps are those of the design.
 QUICK: Final = (
@@ -111,11 +114,14 @@ def test_broker_killed_in_the_middle_of_uploads(fleet: RealFleet) -> None:
 
 
 def test_power_cut_of_everything(fleet: RealFleet) -> None:
+    """Nothing is ordered for a moment, so what miners have confirmed is nowhere but on their disks; then all die."""
     names = (*fleet.devices, *fleet.miners, SEQUENCER)
+    held = _hold_back_confirmed(fleet)
     fleet.kill(*names)
     fleet.kill_broker()
     fleet.start_broker()
     fleet.start(*reversed(names))
+    fleet.until(lambda: not held & fleet.undecided(), "what was confirmed before the power cut is decided")
     fleet.until_merged_again()
     fleet.until_progress()
 
@@ -136,3 +142,18 @@ def _open_updates(fleet: RealFleet) -> set[bytes]:
         " (SELECT count(*) FROM receipts WHERE receipts.digest = updates.digest AND receipts.status = 1) < 3"
     )
     return {digest for device in fleet.devices for (digest,) in fleet.outbox(device, query)}
+
+
+def _hold_back_confirmed(fleet: RealFleet) -> set[bytes]:
+    """Pause the ordering; updates that a quorum has confirmed since and that no ledger shows."""
+    query = "SELECT update_digest FROM snapshot_updates"
+    for _ in range(TRIES):
+        fleet.until_progress()  # every device begins a new update after it
+        fleet.pause(SEQUENCER)
+        end_s = time.monotonic() + HOLD_S
+        while time.monotonic() < end_s:
+            listed = {digest for name in fleet.miners for (digest,) in fleet.ledger(name, query)}
+            if held := fleet.undecided() - listed:
+                return set(held)
+        fleet.wake(SEQUENCER)
+    raise AssertionError("no update was confirmed while the ordering was paused")

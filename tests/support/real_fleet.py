@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 
 from coordinator.broker.local import BrokerKind
-from coordinator.demo.auditor import Audit, audit
+from coordinator.demo.auditor import Audit, audit, read_device
 from coordinator.demo.founding import Fleet, found
 from coordinator.demo.layout import DevicePlace, MinerPlace
 from coordinator.demo.material import gather
@@ -34,6 +34,10 @@ from coordinator.demo.processes import Child, Processes
 from coordinator.demo.workspace import Workspace
 from coordinator.ledger.replay import VerifyReport, verify_directory
 from edge_sdk.adapters.failpoints import VARIABLE
+from edge_sdk.adapters.system_clock import OFFSET_VARIABLE
+from edge_sdk.protocol.certificate import quorum_power
+from edge_sdk.protocol.ids import Digest
+from edge_sdk.protocol.messages import MinerRecord
 from tests.support.disks import SmallDisk
 from tests.support.fleet import ROOT, clouds
 
@@ -135,7 +139,7 @@ class RealFleet:
 
     def start(self, *names: str, failpoint: str = "", clock_offset_s: int = 0) -> None:
         """Start processes that are not running."""
-        environment = {VARIABLE: failpoint, "FLCHAIN_CLOCK_OFFSET_S": str(clock_offset_s), "PYTHONPATH": str(ROOT)}
+        environment = {VARIABLE: failpoint, OFFSET_VARIABLE: str(clock_offset_s), "PYTHONPATH": str(ROOT)}
         for name in names:
             self._processes.start(name, ["edge_sdk.entry", *self._arguments(name)], environment=environment)
 
@@ -189,7 +193,7 @@ class RealFleet:
         """Exit status and words of ``flchain device doctor``."""
         finished = subprocess.run(
             [sys.executable, "-m", "edge_sdk.entry", "device", "doctor", "--config", str(self.devices[device].config)],
-            env=os.environ | {"FLCHAIN_CLOCK_OFFSET_S": str(clock_offset_s)},
+            env=os.environ | {OFFSET_VARIABLE: str(clock_offset_s)},
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -277,15 +281,27 @@ class RealFleet:
         goals = {name: self.merged(name) + 1 for name in devices or self.devices}
         self.until(lambda: all(self.merged(name) >= goal for name, goal in goals.items()), f"merged: {goals}")
 
+    def undecided(self) -> set[Digest]:
+        """Updates that a quorum has confirmed to their device, and of whose certified end some miner does not know."""
+        genesis = self.fleet.genesis
+        records: dict[str, MinerRecord] = {record.miner_id: record for record in genesis.miners}
+        quorum = quorum_power(genesis.miners)
+        confirmed = {
+            update.digest
+            for device in self.devices.values()
+            for update in read_device(device.folder / "state.sqlite3", genesis, records)
+            if update.stored_power >= quorum
+        }
+        query = "SELECT update_digest FROM entries JOIN blocks USING (block_index) WHERE certificate IS NOT NULL"
+        decided = [{digest for (digest,) in self.ledger(name, query)} for name in self.miners]
+        return confirmed - set.intersection(*decided)
+
     # --- the end ---
 
     def stop(self) -> None:
-        """End everything in order: devices, then - when open blocks are certified - miners, sequencer, broker."""
+        """End everything in order: devices, then - when what they sent is decided - miners, sequencer, broker."""
         self.terminate(*self.devices)
-        time.sleep(TAU_S)  # what was sent last reaches the ledger
-        end_s = time.monotonic() + SETTLE_S
-        while time.monotonic() < end_s and any(self.health(name).get("pending") for name in self.miners):
-            time.sleep(_POLL_S)
+        self.until(lambda: not self.undecided(), "every update that a quorum confirmed is decided", seconds=SETTLE_S)
         self.terminate(*self.miners)
         self.terminate(SEQUENCER)
         group = self.fleet.broker.pid
@@ -297,8 +313,8 @@ class RealFleet:
     def check_books(self) -> Books:
         """Audit the files that the run left: the invariants of every fault test.
 
-        Nothing that a quorum confirmed is lost, nothing is merged twice, every update is accounted for, every ledger
-        follows from its log, and all miners have the same.
+        Nothing that a quorum confirmed is lost or forgotten, nothing is merged twice, every update is accounted for,
+        every ledger follows from its log, and all miners have the same.
         """
         assert self.is_stopped
         found = audit(self.root, self.fleet.genesis, hostile=frozenset())
@@ -307,6 +323,7 @@ class RealFleet:
         accounted = found.merged + sum(found.refused.values()) + found.pending + found.unreceipted
         assert found.published == accounted, found
         assert found.refused_honest <= 0.05, found
+        assert not self.undecided()
         ledgers = verify_directory(self.root)
         assert len(ledgers.miners) == len(self.miners)
         longest = max(miner.blocks for miner in ledgers.miners)
