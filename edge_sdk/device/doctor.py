@@ -19,10 +19,12 @@ from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.device.inbox import Inbox
+from edge_sdk.device.job import ARTIFACT_FILE_BYTES_MAX
 from edge_sdk.device.parts import load_genesis
 from edge_sdk.errors import EdgeFLError, InvalidCertificateError
 from edge_sdk.participant.models import check_offer
 from edge_sdk.participant.state import Rules
+from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.messages import Announcement, Genesis
 
 log: Final = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ DISK_FREE_BYTES_MIN: Final = 256 * 1024 * 1024
 CLOCK_BUILD_S: Final = 1_735_689_600
 """2025-01-01: this program is younger; a clock before it was never set."""
 BROKER_TIMEOUT_S: Final = 15.0
+ARTIFACT_OF_MINER: Final = "artifact.flm from the operator of a miner"
 MEND_CLOCK: Final = "timedatectl set-ntp true; a board without RTC needs fake-hwclock"
 
 
@@ -60,7 +63,7 @@ def examine(config: DeviceConfig) -> Iterator[Finding]:
         yield Finding(Level.OK, "genesis", f"chain {genesis.chain_id}, {len(genesis.miners)} miners")
     except EdgeFLError as error:
         yield Finding(Level.FAIL, "genesis", str(error), "flchain device enrol, or copy genesis.cbor from the operator")
-    for check in (_clock, _disk, _key, _certificate, _state, _backend, _data, _brokers, _miners, _model):
+    for check in (_clock, _disk, _key, _certificate, _state, _backend, _artifact, _data, _brokers, _miners, _model):
         try:
             yield from check(config, genesis)
         except (EdgeFLError, OSError) as error:
@@ -153,6 +156,28 @@ def _backend(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
         yield Finding(Level.FAIL, "backend", text, mend)
         return
     yield Finding(Level.OK, "backend", f"{config.backend} {version}")
+
+
+def _artifact(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
+    """The one thing that a board cannot get over MQTT: nobody has signed its length."""
+    if genesis is None:
+        return
+    path = config.artifact_file
+    if path.exists():
+        if path.stat().st_size <= ARTIFACT_FILE_BYTES_MAX and sha256(path.read_bytes()) == genesis.artifact_digest:
+            yield Finding(Level.OK, "artifact", str(path))
+        else:
+            text = f"{path} is not the one that genesis names"
+            yield Finding(Level.FAIL, "artifact", text, f"remove it, or copy {ARTIFACT_OF_MINER}")
+        return
+    http = HttpBlobs(ca_file=config.miner_ca_file)
+    if any(http.is_healthy(url) is None for url in config.miner_urls):
+        yield Finding(Level.OK, "artifact", "not here yet; it comes over HTTP with the first model")
+        return
+    text = f"{path} is not there, and no configured miner answers over HTTP; it does not come in MQTT chunks"
+    # Without configured miners the announced ones are asked; whether they answer shows only when the device runs.
+    level = Level.FAIL if config.miner_urls else Level.WARN
+    yield Finding(level, "artifact", text, f"copy {ARTIFACT_OF_MINER} to {path}")
 
 
 def _data(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:

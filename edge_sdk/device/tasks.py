@@ -132,9 +132,13 @@ class Tasks:
             return
         part = path.with_name(path.name + ".part")
         with self._record.measure("fetch_artifact") as span:
-            span.bytes_count = self._http.fetch(
-                urls, self._genesis.artifact_digest, None, part, bytes_max=ARTIFACT_FILE_BYTES_MAX
-            )
+            try:
+                span.bytes_count = self._http.fetch(
+                    urls, self._genesis.artifact_digest, None, part, bytes_max=ARTIFACT_FILE_BYTES_MAX
+                )
+            except TransportError as error:
+                text = f"{path} is not on this board, and over HTTP, the only way it comes, it was not to be had"
+                raise TransportError(f"{text}: {error}") from error
         sync_file(part)
         part.replace(path)
 

@@ -77,10 +77,44 @@ def test_healthy_device(
         "certificate",
         "state",
         "backend",
+        "artifact",
         "data",
         "broker",
         "miner",
     }
+
+
+def artifact_findings(device: DeviceProcess, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines about the artifact, with their advice."""
+    main(["doctor", "--config", str(device.config)])
+    lines = capsys.readouterr().out.splitlines()
+    return [line for at, line in enumerate(lines) if " artifact: " in line or " artifact: " in lines[at - 1]][:2]
+
+
+def test_an_artifact_comes_over_http_or_with_the_board(
+    tmp_path: Path, miner_url: str, genesis: Genesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    open_site = DeviceProcess(tmp_path / "open", genesis, broker_port=1, urls=("http://127.0.0.1:1", miner_url))
+    assert artifact_findings(open_site, capsys)[0] == (
+        "ok    artifact: not here yet; it comes over HTTP with the first model"
+    )
+    closed = DeviceProcess(tmp_path / "closed", genesis, broker_port=1, urls=("http://127.0.0.1:1",))
+    finding, advice = artifact_findings(closed, capsys)
+    assert finding.startswith(f"fail  artifact: {closed.folder / 'artifact.flm'} is not there, and no configured miner")
+    assert advice.startswith("      -> copy artifact.flm from the operator of a miner to ")
+    nowhere = DeviceProcess(tmp_path / "nowhere", genesis, broker_port=1)
+    assert artifact_findings(nowhere, capsys)[0].startswith("warn  artifact: ")
+
+
+def test_an_artifact_of_another_task_is_named(
+    tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    device = DeviceProcess(tmp_path / "d1", genesis, broker_port=1)
+    path = device.folder / "artifact.flm"
+    path.write_bytes(make_model(seed=2)[0].data[:-1])
+    finding, advice = artifact_findings(device, capsys)
+    assert finding == f"fail  artifact: {path} is not the one that genesis names"
+    assert advice == "      -> remove it, or copy artifact.flm from the operator of a miner"
 
 
 def test_everything_is_wrong(tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]) -> None:
