@@ -11,7 +11,7 @@ from coordinator.behaviour import Behaviour
 from coordinator.enrolment.config import SECTION as ENROLMENT_SECTION
 from coordinator.enrolment.config import EnrolmentConfig, read_enrolment
 from edge_sdk.adapters.mqtt import BrokerSettings
-from edge_sdk.config import Key, Kind, Schema, Section, Table, load
+from edge_sdk.config import Key, Kind, Schema, Section, Table, is_url, load
 from edge_sdk.errors import ConfigError, DecodeError
 from edge_sdk.protocol.ids import MinerId, check_name
 
@@ -226,7 +226,7 @@ def _address(text: str, path: Path, place: str, *, kinds: tuple[str, ...]) -> st
     if not text.startswith(kinds) or _ADDRESS.fullmatch(text) is None:
         raise ConfigError(f"{path}: {place} = {text[:60]!r}: expected {expected}")
     if not text.startswith("unix:"):
-        return text
+        return _url(text, path, place)
     socket_path = path.parent / text.removeprefix("unix:")
     if len(bytes(socket_path)) > _UNIX_PATH_BYTES_MAX:
         raise ConfigError(f"{path}: {place} = {text[:60]!r}: expected a path of at most {_UNIX_PATH_BYTES_MAX} bytes")
@@ -234,6 +234,6 @@ def _address(text: str, path: Path, place: str, *, kinds: tuple[str, ...]) -> st
 
 
 def _url(text: str, path: Path, place: str) -> str:
-    if _URL.fullmatch(text.rstrip("/")) is None:
+    if _URL.fullmatch(text.rstrip("/")) is None or not is_url(text, schemes=("http", "https")):
         raise ConfigError(f"{path}: {place} = {text[:60]!r}: expected http://HOST:PORT or https://HOST:PORT")
     return text.rstrip("/")

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final, TypeAlias
+from urllib.parse import urlsplit
 
 from edge_sdk.errors import ConfigError
 
@@ -196,7 +197,9 @@ def parse(data: bytes, schema: Schema, *, path: Path) -> Values:
         raise ConfigError(f"{path}: {len(data)} bytes: expected at most {CONFIG_BYTES_MAX}")
     try:
         document = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ConfigError(f"{path}: tables or lists are nested too deep: expected valid TOML") from error
+    except ValueError as error:  # not TOML, not UTF-8, or an integer beyond Python's own limit
         raise ConfigError(f"{path}: {error}: expected valid TOML") from error
     known = [section.name for section in schema]
     for name, found in document.items():
@@ -222,6 +225,17 @@ def example(schema: Schema) -> str:
             else:
                 lines.append(f"# {key.name} = {_toml(key.default)}")
     return "\n".join(lines[1:]) + "\n"
+
+
+def is_url(text: str, *, schemes: tuple[str, ...]) -> bool:
+    """Whether a text is a base URL: scheme, host, optional port and path; no user, query or fragment."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        return False
+    is_plain = text.isascii() and text.isprintable() and " " not in text and not parts.query and not parts.fragment
+    return is_plain and parts.scheme in schemes and bool(parts.hostname) and parts.username is None and port != 0
 
 
 class _MismatchError(ValueError):
@@ -324,10 +338,19 @@ def _bound(number: float | None) -> str:
 
 
 _SHOWN_CHARS_MAX: Final = 60
+_SHOWN_ITEMS_MAX: Final = 8
 
 
 def _shown(value: object) -> str:
     """A found value for one line of an error: bounded, printable."""
+    if isinstance(value, dict | list):
+        brackets = "{}" if isinstance(value, dict) else "[]"
+        whole = brackets if not value else f"{brackets[0]}{len(value)} items{brackets[1]}"
+        is_flat = all(
+            not isinstance(item, dict | list) for item in (value.values() if isinstance(value, dict) else value)
+        )
+        if not is_flat or len(value) > _SHOWN_ITEMS_MAX:
+            return whole  # its own text may be of any length, or nested beyond what repr can write
     text = "".join(character if character.isprintable() else "?" for character in repr(value))
     return text if len(text) <= _SHOWN_CHARS_MAX else text[:_SHOWN_CHARS_MAX] + "..."
 

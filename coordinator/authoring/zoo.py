@@ -104,7 +104,10 @@ def _mlp(layers: _Layers, class_count: int) -> None:
 
 def _lenet(layers: _Layers, class_count: int) -> None:
     if len(layers.shape) != _IMAGE_RANK or min(layers.shape[1:]) < 8:  # two halvings leave 2x2
-        raise ConfigError(f"model lenet needs images (channels, height, width) of 8x8 or more, found {layers.shape}")
+        raise ConfigError(
+            f"model lenet for examples of shape {layers.shape}: "
+            "expected images (channels, height, width) of 8x8 or more"
+        )
     side = min(layers.shape[1:])
     hidden: tuple[int, ...]
     if side >= _LENET_SIDE_MIN:
@@ -123,7 +126,8 @@ def _lenet(layers: _Layers, class_count: int) -> None:
 def _cnn1d(layers: _Layers, class_count: int) -> None:
     if len(layers.shape) != _SERIES_RANK or layers.shape[1] < _SERIES_STEPS_MIN:
         raise ConfigError(
-            f"model cnn1d needs series (channels, time) of {_SERIES_STEPS_MIN} steps or more, found {layers.shape}"
+            f"model cnn1d for examples of shape {layers.shape}: "
+            f"expected series (channels, time) of {_SERIES_STEPS_MIN} steps or more"
         )
     for channels, pool in ((16, 4), (32, 8)):
         layers.conv(channels, 7)

@@ -77,6 +77,9 @@ def deal(
         )
     if partition.method == "natural":
         return _natural(groups, devices)
+    class_count = len(np.unique(y))
+    if partition.method == "classes" and partition.parameter > class_count:
+        raise ConfigError(f"--partition {partition}: the data has {class_count} classes: expected at most as many")
     draw = {"iid": _iid, "dirichlet": _dirichlet, "classes": _classes}[partition.method]
     for _ in range(REDRAWS_MAX):
         shares = draw(y, partition.parameter, devices, rng)
@@ -84,7 +87,7 @@ def deal(
             return shares
     raise ConfigError(
         f"--partition {partition}: no draw of {REDRAWS_MAX} gave each of {devices} devices "
-        f"{EXAMPLES_PER_DEVICE_MIN} examples: use fewer devices or less skew"
+        f"{EXAMPLES_PER_DEVICE_MIN} examples: expected fewer devices or less skew"
     )
 
 
@@ -105,7 +108,7 @@ def _dirichlet(y: npt.NDArray[np.int64], alpha: float, devices: int, rng: np.ran
 def _classes(y: npt.NDArray[np.int64], count: float, devices: int, rng: np.random.Generator) -> list[Indices]:
     """Each device draws k labels; the examples of a label are dealt equally to those that drew it."""
     labels = np.unique(y)
-    per_device = min(int(count), len(labels))
+    per_device = int(count)
     # Deal from shuffled decks of all labels, so that the labels are spread as evenly as they can be.
     deck: list[int] = []
     owners: dict[int, list[int]] = {int(label): [] for label in labels}

@@ -80,6 +80,8 @@ class _Parser(argparse.ArgumentParser):
     """One line per mistake, no usage text around it."""
 
     def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments"):
+            message += ": expected options that flchain demo --help names"
         raise ConfigError(message)
 
 
@@ -141,10 +143,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--dataset", choices=DATASETS, default="digits", help="what is learned (default: digits)")
     add("--data", type=Path, metavar="PATH", help="folder (idx, hapt) or file (npz) of the data set")
     add("--model", choices=MODELS, help="network (default: by data set)")
-    add("--devices", type=int, metavar="N", help="device processes (default: by data set, digits 12)")
-    add("--miners", type=int, default=4, metavar="N", help="miner processes (default: 4)")
-    add("--tau", type=float, metavar="S", help="seconds after which a block is cut however few updates wait")
-    add("--block-size", type=int, metavar="N", help="updates that cut a block at once")
+    add("--devices", type=_whole, metavar="N", help="device processes (default: by data set, digits 12)")
+    add("--miners", type=_whole, default=4, metavar="N", help="miner processes (default: 4)")
+    add("--tau", type=_number, metavar="S", help="seconds after which a block is cut however few updates wait")
+    add("--block-size", type=_whole, metavar="N", help="updates that cut a block at once")
     add("--partition", metavar="HOW", help="iid, dirichlet:A, classes:K or natural")
     add(
         "--byzantine",
@@ -152,16 +154,30 @@ def _parser() -> argparse.ArgumentParser:
         help=f"hostile devices: none, or KIND:N of {', '.join(BYZANTINE_KINDS)} (default: signflip:1)",
     )
     add("--board", choices=board_ids(), default="rpi-4b", help="profile that energy is modelled with", metavar="BOARD")
-    add("--max-seconds", type=float, metavar="S", help="wall time of the whole command")
-    add("--rounds", type=int, metavar="N", help="stop at this model version")
-    add("--target", type=float, metavar="A", help="stop at this accuracy (0..1)")
-    add("--seed", type=int, default=1, metavar="N", help="split, model and training order (default: 1)")
+    add("--max-seconds", type=_number, metavar="S", help="wall time of the whole command")
+    add("--rounds", type=_whole, metavar="N", help="stop at this model version")
+    add("--target", type=_number, metavar="A", help="stop at this accuracy (0..1)")
+    add("--seed", type=_whole, default=1, metavar="N", help="split, model and training order (default: 1)")
     add("--broker", choices=BROKERS, default="auto", help="auto: mosquitto if installed, else embedded")
     add("--quick", action="store_true", help="small and short: for a first look and for tests")
     add("--keep", type=Path, metavar="DIR", help="keep every file of the run in this new or empty folder")
     add("--report", type=Path, metavar="FILE", help="write the report there, as JSON")
     add("--no-live", action="store_true", help="plain lines instead of the live view")
     return parser
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected a whole number") from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r}: expected a number") from error
 
 
 def _default_block_size(preset: Preset, devices: int, *, is_quick: bool) -> int:
@@ -204,7 +220,7 @@ def _check_data(dataset: str, data: Path | None) -> None:
     if dataset == "npz" and not data.is_file():
         raise ConfigError(f"--data {data}: no such file: expected an .npz with arrays x and y")
     if dataset != "npz" and not data.is_dir():
-        raise ConfigError(f"--data {data}: no such folder")
+        raise ConfigError(f"--data {data}: no such folder: expected that of the data set")
 
 
 def _check_report(report: Path | None) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from coordinator.ordering.limits import GENESIS_BYTES_MAX
 from coordinator.ordering.member import MemberConfig
+from coordinator.ordering.unix_socket import PATH_BYTES_MAX
 from edge_sdk.config import Key, Kind, Schema, Section, load
 from edge_sdk.errors import ConfigError, DecodeError
 from edge_sdk.protocol.ids import check_name
@@ -80,12 +82,11 @@ class SequencerConfig:
             MemberConfig(miner_id=row.text("id"), abci=row.path("abci"), power=row.integer("power"))
             for row in values.tables("miners")
         )
-        try:
-            check_name(table.text("chain_id"), what="chain id")
-            for member in members:
-                check_name(member.miner_id, what="miner id")
-        except DecodeError as error:
-            raise ConfigError(f"{path}: {error}") from error
+        _check_name(path, "[sequencer] chain_id", table.text("chain_id"))
+        _check_socket(path, "[sequencer] rpc", table.path("rpc"))
+        for number, member in enumerate(members, start=1):
+            _check_name(path, f"[[miners]] #{number} id", member.miner_id)
+            _check_socket(path, f"[[miners]] #{number} abci", member.abci)
         for what, found in (
             ("id", [member.miner_id for member in members]),
             ("abci", [str(member.abci) for member in members]),
@@ -120,3 +121,16 @@ class SequencerConfig:
         if not 0 < len(genesis_bytes) <= GENESIS_BYTES_MAX:
             raise ConfigError(f"{self.genesis_file}: expected a genesis of 1..{GENESIS_BYTES_MAX} bytes")
         return genesis_bytes
+
+
+def _check_name(path: Path, place: str, text: str) -> None:
+    try:
+        check_name(text)
+    except DecodeError as error:
+        raise ConfigError(f"{path}: {place} = {text!r}: expected a name: {error}") from error
+
+
+def _check_socket(path: Path, place: str, socket_path: Path) -> None:
+    size = len(os.fsencode(socket_path))
+    if size > PATH_BYTES_MAX:
+        raise ConfigError(f"{path}: {place} = {str(socket_path)[:60]!r}...: expected at most {PATH_BYTES_MAX} bytes")

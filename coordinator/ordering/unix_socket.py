@@ -12,7 +12,7 @@ from typing import Final
 
 from edge_sdk.errors import ConfigError
 
-_PATH_BYTES_MAX: Final = 107
+PATH_BYTES_MAX: Final = 107
 """sizeof(sun_path) - 1, see unix(7)."""
 
 
@@ -23,8 +23,8 @@ def unix_listener(path: Path, *, backlog: int = 128) -> Iterator[socket.socket]:
     Raises:
         ConfigError: the path is too long, cannot be used, is not a socket, or another process listens there.
     """
-    if len(os.fsencode(path)) > _PATH_BYTES_MAX:
-        raise ConfigError(f"{path}: socket path of {len(os.fsencode(path))} bytes: expected at most {_PATH_BYTES_MAX}")
+    if len(os.fsencode(path)) > PATH_BYTES_MAX:
+        raise ConfigError(f"{path}: socket path of {len(os.fsencode(path))} bytes: expected at most {PATH_BYTES_MAX}")
     _remove_stale(path)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

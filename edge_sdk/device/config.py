@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from edge_sdk.adapters.mqtt import BrokerSettings
-from edge_sdk.config import Key, Kind, Schema, Section, Table, load
+from edge_sdk.config import Key, Kind, Schema, Section, Table, is_url, load
 from edge_sdk.errors import ConfigError, DecodeError
 from edge_sdk.governor import Limits
 from edge_sdk.protocol.ids import DeviceId, Digest, TaskId, check_digest, check_name
 from edge_sdk.protocol.limits import NAME_CHARS_MAX, OUTBOX_AGE_S_MAX, OUTBOX_BYTES_MAX
 from edge_sdk.protocol.messages import Algorithm
+from firmware_profiles.profile import board_ids
 
 BYZANTINE: Final = ("", "signflip", "nullifier", "randomizer", "labelflip", "nan", "scaled")
 BACKENDS: Final = ("onnxruntime", "numpy")
@@ -232,7 +233,7 @@ class DeviceConfig:
             genesis_file=trust.path("genesis_file"),
             genesis_digest=_digest(path, trust.text_or_none("genesis_digest")),
             artifact_file=trust.path("artifact_file"),
-            enrolment_url=enrolment.text_or_none("url"),
+            enrolment_url=_enrolment_url(path, enrolment.text_or_none("url")),
             enrolment_ca_file=enrolment.path("ca_file"),
             claim_file=device.path("claim_file"),
             brokers=tuple(broker_settings(table) for table in values.tables("broker")),
@@ -247,7 +248,7 @@ class DeviceConfig:
             outbox_age_s=bounds.integer("outbox_age_s"),
             limits=_limits(path, governor),
             metered_file=governor.path_or_none("metered_file"),
-            board_profile=board.text_or_none("profile"),
+            board_profile=_profile(path, board.text_or_none("profile")),
             meter=board.text("meter"),
             byzantine=values.table("behaviour").text("byzantine"),
         )
@@ -300,10 +301,23 @@ def _digest(path: Path, text: str | None) -> Digest | None:
         raise ConfigError(f"{path}: [trust] genesis_digest = {shown!r}: expected 64 hexadecimal digits") from error
 
 
+def _profile(path: Path, board_id: str | None) -> str | None:
+    if board_id is not None and board_id not in board_ids():
+        expected = f"expected one of {', '.join(board_ids())}"
+        raise ConfigError(f"{path}: [board] profile = {board_id!r}: {expected}")
+    return board_id
+
+
 def _urls(path: Path, urls: tuple[str, ...]) -> tuple[str, ...]:
     for url in urls:
-        if not url.startswith(("http://", "https://")):
+        if not is_url(url, schemes=("http", "https")):
             raise ConfigError(
-                f"{path}: [miners] urls = {url[:80]!r}: expected URLs that begin with http:// or https://"
+                f"{path}: [miners] urls = {url[:80]!r}: expected URLs http://HOST:PORT or https://HOST:PORT"
             )
     return urls
+
+
+def _enrolment_url(path: Path, url: str | None) -> str | None:
+    if url is not None and not is_url(url, schemes=("https",)):
+        raise ConfigError(f"{path}: [enrolment] url = {url[:80]!r}: expected https://HOST:PORT")
+    return url

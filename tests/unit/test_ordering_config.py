@@ -43,8 +43,8 @@ def test_defaults_and_paths_relative_to_the_file(tmp_path: Path) -> None:
     [
         ('id = "m1"', 'id = "m0"', "[[miners]] id"),
         ('"/run/m1.sock"', '"m0.sock"', "[[miners]] abci"),
-        ('id = "m1"', 'id = "M 1"', "miner id"),
-        ('"chain-1"', '"Chain"', "chain id"),
+        ('id = "m1"', 'id = "M 1"', "[[miners]] #2 id = 'M 1'"),
+        ('"chain-1"', '"Chain"', "[sequencer] chain_id = 'Chain'"),
         ("power = 3", "power = 0", "power"),
         ("power = 3", "powers = 3", "powers"),
         ("[sequencer]", "[sequencer]\ncall_timeout_s = 0", "call_timeout_s"),
