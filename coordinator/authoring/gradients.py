@@ -1,8 +1,4 @@
-"""Reverse-mode differentiation into ONNX nodes: one forward and one backward rule per operator, float32.
-
-``Step`` carries one training step while it is written: the ONNX name of every forward value, what a rule saved for
-its backward, and each tensor's state after the update. A backward rule takes dL/d(output), updates the node's own
-tensors and returns dL/d(input), or None where nothing upstream is trainable.
+"""Gradient rules, float32: those of layers with parameters and of poolings here, the others beside, all in one table.
 
 Facts of the runtime that the rules rest on: the weight gradient of a convolution is itself a convolution with batch
 and channel exchanged and stride exchanged for dilation; MaxPool gives flat indices over the whole tensor, which
@@ -11,58 +7,32 @@ MaxUnpool takes (windows do not overlap).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+import math
+from typing import Any, Final
 
 import numpy as np
 
-from coordinator.authoring.graph import FLOAT, GraphWriter
-from edge_sdk.training.artifact import LEARNING_RATE, SAMPLE_WEIGHT, Y, state_name
-from edge_sdk.training.network import Network, Node, Op, TensorSpec
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-
-@dataclass(slots=True, kw_only=True)
-class Step:
-    """One training step while it is written, or one evaluation: then nothing is saved for a backward."""
-
-    writer: GraphWriter
-    network: Network
-    shapes: Mapping[str, tuple[int, ...]]
-    is_training: bool
-    values: dict[str, str]
-    """ONNX name of each forward value."""
-    saved: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By the name of a node's output: ONNX names that its backward rule needs."""
-    trainable: set[str] = field(default_factory=set)
-    """Values that depend on a trainable tensor: a gradient must reach them."""
-    next_states: dict[str, str] = field(default_factory=dict)
-
-    def spec(self, name: str) -> TensorSpec:
-        """The tensor's row in the table."""
-        return next(spec for spec in self.network.tensors if spec.name == name)
-
-    def needs_gradient(self, node: Node) -> bool:
-        """Whether something upstream of the node's input is trainable."""
-        return node.inputs[0] in self.trainable
-
-    def descend(self, tensor: str, gradient: str) -> None:
-        """Plain SGD on a float32 state: p - lr * g."""
-        step = self.writer.add("Mul", LEARNING_RATE, gradient)
-        self.next_states[tensor] = self.writer.add("Sub", state_name(tensor), step)
-
-
-Forward = Callable[[Step, Node], str]
-Backward = Callable[[Step, Node, str], str | None]
-Rule = tuple[Forward, Backward]
+from coordinator.authoring import activations, arrangement, losses
+from coordinator.authoring.step import Rule, Step
+from edge_sdk.training.artifact import state_name
+from edge_sdk.training.network import Node, Op
+from edge_sdk.training.numpy_windows import average_divisors
 
 
 def window_attributes(node: Node) -> dict[str, list[int]]:
-    """Attributes of a sliding window, as Conv and MaxPool take them."""
-    return {"kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*node.padding, *node.padding]}
+    """Attributes of a sliding window, as pooling takes them."""
+    begin, end = node.pads
+    return {"kernel_shape": list(node.kernel), "strides": list(node.stride), "pads": [*begin, *end]}
+
+
+def conv_attributes(node: Node) -> dict[str, Any]:
+    """Attributes of a convolution and of its transpose."""
+    attributes: dict[str, Any] = dict(window_attributes(node))
+    if node.dilation:
+        attributes["dilations"] = list(node.dilation)
+    if node.groups > 1:
+        attributes["group"] = node.groups
+    return attributes
 
 
 def gemm_forward(step: Step, node: Node) -> str:
@@ -71,13 +41,15 @@ def gemm_forward(step: Step, node: Node) -> str:
     return step.writer.add("Gemm", x, *(state_name(name) for name in node.inputs[1:]))
 
 
-def gemm_backward(step: Step, node: Node, dy: str) -> str | None:
+def gemm_backward(step: Step, node: Node, dy: str) -> None:
     """Gradients: dW = x^T dy, db = sum dy, dx = dy W^T."""
     value, weight, bias = node.inputs
-    dx = step.writer.add("Gemm", dy, state_name(weight), transB=1) if step.needs_gradient(node) else None
-    step.descend(weight, step.writer.add("Gemm", step.values[value], dy, transA=1))
-    step.descend(bias, bias_gradient(step, dy, axes=(0,)))
-    return dx
+    if step.needs_gradient(value):
+        step.flow(value, step.writer.add("Gemm", dy, state_name(weight), transB=1))
+    if step.is_trained(weight):
+        step.descend(weight, step.writer.add("Gemm", step.values[value], dy, transA=1))
+    if step.is_trained(bias):
+        step.descend(bias, bias_gradient(step, dy, axes=(0,)))
 
 
 def bias_gradient(step: Step, dy: str, *, axes: tuple[int, ...]) -> str:
@@ -88,28 +60,43 @@ def bias_gradient(step: Step, dy: str, *, axes: tuple[int, ...]) -> str:
 def conv_forward(step: Step, node: Node) -> str:
     """Convolution: y = x * W + b."""
     x = step.values[node.inputs[0]]
-    return step.writer.add("Conv", x, *(state_name(name) for name in node.inputs[1:]), **window_attributes(node))
+    return step.writer.add("Conv", x, *(state_name(name) for name in node.inputs[1:]), **conv_attributes(node))
 
 
-def conv_backward(step: Step, node: Node, dy: str) -> str | None:
+def conv_backward(step: Step, node: Node, dy: str) -> None:
     """Gradients of a convolution; see the two functions below."""
     value, weight, bias = node.inputs
-    dx = conv_input_gradient(step, node, dy, state_name(weight)) if step.needs_gradient(node) else None
-    step.descend(weight, conv_weight_gradient(step, node, step.values[value], dy))
-    step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
-    return dx
+    if step.needs_gradient(value):
+        step.flow(value, conv_input_gradient(step, node, dy, state_name(weight)))
+    if step.is_trained(weight):
+        step.descend(weight, conv_weight_gradient(step, node, step.values[value], dy))
+    if step.is_trained(bias):
+        step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
 
 
 def conv_weight_gradient(step: Step, node: Node, x: str, dy: str) -> str:
-    """Gradient dW: x with batch and channel exchanged, convolved with dy likewise; stride becomes dilation."""
-    writer, rank = step.writer, 2 + len(node.kernel)
+    """Gradient dW: x with batch and channel exchanged, convolved with dy likewise; stride and dilation exchange.
+
+    Groups stay groups: the channels of one group of x become the batch, and (group, batch) its channels.
+    """
+    writer, rank, groups = step.writer, 2 + len(node.kernel), node.groups
     order = (1, 0, *range(2, rank))
+    if groups == 1:
+        exchanged = writer.transpose(x, *order)
+    else:
+        batch, channels, *space = step.shapes[node.inputs[0]]
+        split = writer.add("Reshape", x, writer.shape(batch, groups, channels // groups, *space))
+        turned = writer.transpose(split, 2, 1, 0, *range(3, rank + 1))
+        exchanged = writer.add("Reshape", turned, writer.shape(channels // groups, groups * batch, *space))
+    begin, end = node.pads
     gradient = writer.add(
         "Conv",
-        writer.transpose(x, *order),
+        exchanged,
         writer.transpose(dy, *order),
         dilations=list(node.stride),
-        pads=[*node.padding, *node.padding],
+        strides=list(node.dilations),
+        pads=[*begin, *end],
+        group=groups,
     )
     if any(_leftover(step, node)):  # positions that no window started from make the result larger than the kernel
         axes = range(2, rank)
@@ -121,27 +108,36 @@ def conv_weight_gradient(step: Step, node: Node, x: str, dy: str) -> str:
 
 def conv_input_gradient(step: Step, node: Node, dy: str, weight: str) -> str:
     """Gradient dx: the transposed convolution of dy."""
-    return step.writer.add("ConvTranspose", dy, weight, output_padding=_leftover(step, node), **window_attributes(node))
+    return step.writer.add("ConvTranspose", dy, weight, output_padding=_leftover(step, node), **conv_attributes(node))
 
 
 def _leftover(step: Step, node: Node) -> list[int]:
-    """Per spatial axis: positions at the end that the last window did not reach."""
-    sizes = step.shapes[node.inputs[0]][2:]
-    windows = zip(sizes, node.kernel, node.stride, node.padding, strict=True)
-    return [(size + 2 * padding - kernel) % stride for size, kernel, stride, padding in windows]
+    return list(node.leftover(step.shapes[node.inputs[0]][2:]))
 
 
-def relu_forward(step: Step, node: Node) -> str:
-    """Rectifier: y = max(x, 0)."""
-    return step.writer.add("Relu", step.values[node.inputs[0]])
+def affine_forward(step: Step, node: Node) -> str:
+    """One scale and one shift per channel: y = x s + t."""
+    scale, shift = (_per_channel(step, node, state_name(name)) for name in node.tensors)
+    return step.writer.add("Add", step.writer.add("Mul", step.values[node.inputs[0]], scale), shift)
 
 
-def relu_backward(step: Step, node: Node, dy: str) -> str | None:
-    """Gradient: dx = dy where y > 0."""
-    if not step.needs_gradient(node):
-        return None
-    is_active = step.writer.add("Greater", step.values[node.output], step.writer.scalar(0.0))
-    return step.writer.add("Mul", dy, step.writer.cast(is_active, FLOAT))
+def affine_backward(step: Step, node: Node, dy: str) -> None:
+    """Gradients: ds = sum dy x, dt = sum dy, dx = dy s."""
+    value, scale, shift = node.inputs
+    axes = (0, *range(2, len(step.shapes[value])))
+    if step.needs_gradient(value):
+        step.flow(value, step.writer.add("Mul", dy, _per_channel(step, node, state_name(scale))))
+    if step.is_trained(scale):
+        product = step.writer.add("Mul", dy, step.values[value])
+        step.descend(scale, bias_gradient(step, product, axes=axes))
+    if step.is_trained(shift):
+        step.descend(shift, bias_gradient(step, dy, axes=axes))
+
+
+def _per_channel(step: Step, node: Node, vector: str) -> str:
+    """One value per channel, shaped to broadcast over the node's input."""
+    space = step.shapes[node.inputs[0]][2:]
+    return step.writer.add("Reshape", vector, step.writer.shape(-1, *(1 for _ in space))) if space else vector
 
 
 def max_pool_forward(step: Step, node: Node) -> str:
@@ -154,77 +150,67 @@ def max_pool_forward(step: Step, node: Node) -> str:
     return y
 
 
-def max_pool_backward(step: Step, node: Node, dy: str) -> str | None:
+def max_pool_backward(step: Step, node: Node, dy: str) -> None:
     """Gradient: dx = dy at the position of each maximum, the first of equals."""
-    if not step.needs_gradient(node):
-        return None
     shape = step.writer.shape(*step.shapes[node.inputs[0]])
+    indices = step.saved[node.output]
+    attributes = {"kernel_shape": list(node.kernel), "strides": list(node.stride)}
+    step.flow(node.inputs[0], step.writer.add("MaxUnpool", dy, *indices, shape, **attributes))
+
+
+def average_pool_forward(step: Step, node: Node) -> str:
+    """Mean of each window."""
+    counts = int(node.counts_padding)
     return step.writer.add(
-        "MaxUnpool", dy, *step.saved[node.output], shape, kernel_shape=list(node.kernel), strides=list(node.stride)
+        "AveragePool", step.values[node.inputs[0]], count_include_pad=counts, **window_attributes(node)
     )
 
 
-def flatten_forward(step: Step, node: Node) -> str:
-    """All axes but the first into one."""
-    return step.writer.add("Flatten", step.values[node.inputs[0]], axis=1)
+def average_pool_backward(step: Step, node: Node, dy: str) -> None:
+    """Gradient: dy / divisor at every position of its window, summed: a transposed convolution with ones."""
+    writer, value = step.writer, node.inputs[0]
+    shape = step.shapes[value]
+    share = writer.add("Div", dy, writer.constant(average_divisors(node, shape)))
+    # Channels do not mix, so that each is an image of its own.
+    images = writer.add("Reshape", share, writer.shape(-1, 1, *step.shapes[node.output][2:]))
+    ones = writer.constant(np.ones((1, 1, *node.kernel), np.float32))
+    spread = writer.add("ConvTranspose", images, ones, output_padding=_leftover(step, node), **window_attributes(node))
+    step.flow(value, writer.add("Reshape", spread, writer.shape(*shape)))
 
 
-def flatten_backward(step: Step, node: Node, dy: str) -> str | None:
-    """Back to the shape of the input."""
-    if not step.needs_gradient(node):
-        return None
-    return step.writer.add("Reshape", dy, step.writer.shape(*step.shapes[node.inputs[0]]))
+def global_average_pool_forward(step: Step, node: Node) -> str:
+    """Mean over all spatial axes, which stay with size 1."""
+    return step.writer.add("GlobalAveragePool", step.values[node.inputs[0]])
 
 
-def cross_entropy_forward(step: Step, node: Node) -> str:
-    """Mean over the examples of -log softmax(z)[y]; one of weight 0 counts neither in the sum nor in the mean."""
-    writer = step.writer
-    log_p = writer.add("LogSoftmax", step.values[node.inputs[0]], axis=1)
-    column = writer.add("Unsqueeze", Y, writer.shape(1))
-    classes = writer.constant(np.arange(step.network.class_count, dtype=np.int64).reshape(1, -1))
-    one_hot = writer.cast(writer.add("Equal", column, classes), FLOAT)
-    count = writer.add("Max", writer.add("ReduceSum", SAMPLE_WEIGHT, keepdims=0), writer.scalar(1.0))
-    share = writer.add("Unsqueeze", writer.add("Div", SAMPLE_WEIGHT, count), writer.shape(1))
-    step.saved[node.output] = (log_p, one_hot, share)
-    chosen = writer.add("Mul", writer.add("Mul", log_p, one_hot), share)
-    return writer.add("Neg", writer.add("ReduceSum", chosen, keepdims=0))
-
-
-def cross_entropy_backward(step: Step, node: Node, dy: str) -> str | None:
-    """Gradient: dz = (softmax(z) - onehot(y)) / count; ``dy`` is 1, since differentiation starts at the loss."""
-    del dy
-    if not step.needs_gradient(node):
-        return None
-    writer = step.writer
-    log_p, one_hot, share = step.saved[node.output]
-    return writer.add("Mul", writer.add("Sub", writer.add("Exp", log_p), one_hot), share)
+def global_average_pool_backward(step: Step, node: Node, dy: str) -> None:
+    """Gradient: dy / positions everywhere."""
+    writer, shape = step.writer, step.shapes[node.inputs[0]]
+    share = writer.add("Mul", dy, writer.scalar(1.0 / math.prod(shape[2:])))
+    step.flow(node.inputs[0], writer.add("Expand", share, writer.shape(*shape)))
 
 
 FLOAT_RULES: Final[dict[Op, Rule]] = {
     Op.GEMM: (gemm_forward, gemm_backward),
     Op.CONV: (conv_forward, conv_backward),
-    Op.RELU: (relu_forward, relu_backward),
+    Op.AFFINE: (affine_forward, affine_backward),
     Op.MAX_POOL: (max_pool_forward, max_pool_backward),
-    Op.FLATTEN: (flatten_forward, flatten_backward),
-    Op.SOFTMAX_CROSS_ENTROPY: (cross_entropy_forward, cross_entropy_backward),
+    Op.AVERAGE_POOL: (average_pool_forward, average_pool_backward),
+    Op.GLOBAL_AVERAGE_POOL: (global_average_pool_forward, global_average_pool_backward),
+    Op.RELU: (activations.relu_forward, activations.relu_backward),
+    Op.CLIP: (activations.clip_forward, activations.clip_backward),
+    Op.LEAKY_RELU: (activations.leaky_relu_forward, activations.leaky_relu_backward),
+    Op.SIGMOID: (activations.sigmoid_forward, activations.sigmoid_backward),
+    Op.TANH: (activations.tanh_forward, activations.tanh_backward),
+    Op.HARD_SWISH: (activations.hard_swish_forward, activations.hard_swish_backward),
+    Op.DROPOUT: (activations.dropout_forward, activations.dropout_backward),
+    Op.ADD: (arrangement.add_forward, arrangement.add_backward),
+    Op.MUL: (arrangement.mul_forward, arrangement.mul_backward),
+    Op.CONCAT: (arrangement.concat_forward, arrangement.concat_backward),
+    Op.FLATTEN: (arrangement.flatten_forward, arrangement.reshape_backward),
+    Op.RESHAPE: (arrangement.reshape_forward, arrangement.reshape_backward),
+    Op.TRANSPOSE: (arrangement.transpose_forward, arrangement.transpose_backward),
+    Op.SOFTMAX_CROSS_ENTROPY: (losses.cross_entropy_forward, losses.cross_entropy_backward),
+    Op.MEAN_SQUARED_ERROR: (losses.squared_error_forward, losses.squared_error_backward),
+    Op.BINARY_CROSS_ENTROPY: (losses.binary_forward, losses.binary_backward),
 }
-
-
-def write_forward(step: Step, rules: Mapping[Op, Rule], nodes: tuple[Node, ...]) -> None:
-    """Write the forward pass of ``nodes`` in order."""
-    for node in nodes:
-        step.values[node.output] = rules[node.op][0](step, node)
-        if step.needs_gradient(node) or len(node.inputs) > 1:
-            step.trainable.add(node.output)
-
-
-def write_backward(step: Step, rules: Mapping[Op, Rule]) -> None:
-    """Write the backward pass from the loss, adding up the gradient of a value that several nodes read."""
-    gradients: dict[str, str] = {step.network.nodes[-1].output: ""}
-    for node in reversed(step.network.nodes):
-        if node.output not in gradients:
-            continue
-        dx = rules[node.op][1](step, node, gradients[node.output])
-        value = node.inputs[0]
-        if dx is not None:
-            gradients[value] = step.writer.add("Add", gradients[value], dx) if value in gradients else dx

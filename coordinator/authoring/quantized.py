@@ -22,14 +22,13 @@ import numpy as np
 
 from coordinator.authoring.gradients import (
     FLOAT_RULES,
-    Rule,
-    Step,
     bias_gradient,
+    conv_attributes,
     conv_input_gradient,
     conv_weight_gradient,
-    window_attributes,
 )
 from coordinator.authoring.graph import FLOAT, INT16
+from coordinator.authoring.step import Rule, Step
 from edge_sdk.training.artifact import LEARNING_RATE, scale_name, state_name
 from edge_sdk.training.network import Op
 
@@ -53,21 +52,21 @@ def gemm_forward(step: Step, node: Node) -> str:
     return writer.add("Add", scaled, state_name(bias))
 
 
-def gemm_backward(step: Step, node: Node, dy: str) -> str | None:
+def gemm_backward(step: Step, node: Node, dy: str) -> None:
     """Both products of the backward pass in integers."""
     writer = step.writer
-    _, weight, bias = node.inputs
+    value, weight, bias = node.inputs
     xq, sx, zx, wq = step.saved[node.output]
-    dx = None
-    if step.needs_gradient(node):
+    if step.needs_gradient(value):
         hq, sh, zh = writer.add_many("DynamicQuantizeLinear", 3, writer.add("Mul", dy, scale_name(weight)))
         back = writer.add("MatMulInteger", hq, writer.transpose(wq, 1, 0), zh)
-        dx = writer.add("Mul", writer.cast(back, FLOAT), sh)
-    gq, sg, zg = writer.add_many("DynamicQuantizeLinear", 3, dy)
-    product = writer.cast(writer.add("MatMulInteger", writer.transpose(xq, 1, 0), gq, zx, zg), FLOAT)
-    _descend_q88(step, weight, product, writer.add("Mul", sx, sg))
-    step.descend(bias, bias_gradient(step, dy, axes=(0,)))
-    return dx
+        step.flow(value, writer.add("Mul", writer.cast(back, FLOAT), sh))
+    if step.is_trained(weight):
+        gq, sg, zg = writer.add_many("DynamicQuantizeLinear", 3, dy)
+        product = writer.cast(writer.add("MatMulInteger", writer.transpose(xq, 1, 0), gq, zx, zg), FLOAT)
+        _descend_q88(step, weight, product, writer.add("Mul", sx, sg))
+    if step.is_trained(bias):
+        step.descend(bias, bias_gradient(step, dy, axes=(0,)))
 
 
 def conv_forward(step: Step, node: Node) -> str:
@@ -78,23 +77,23 @@ def conv_forward(step: Step, node: Node) -> str:
     centred = writer.add("Sub", writer.cast(xq, FLOAT), writer.cast(zx, FLOAT))
     wq = writer.cast(_rounded_weight(step, weight), FLOAT)
     step.saved[node.output] = (centred, sx, wq)
-    product = writer.add("Conv", centred, wq, **window_attributes(node))
+    product = writer.add("Conv", centred, wq, **conv_attributes(node))
     scaled = writer.add("Mul", product, _per_channel(step, node, writer.add("Mul", sx, scale_name(weight))))
     return writer.add("Add", scaled, _per_channel(step, node, state_name(bias)))
 
 
-def conv_backward(step: Step, node: Node, dy: str) -> str | None:
+def conv_backward(step: Step, node: Node, dy: str) -> None:
     """Float32 gradients through the rounded weights and the quantized input."""
     writer = step.writer
-    _, weight, bias = node.inputs
+    value, weight, bias = node.inputs
     centred, sx, wq = step.saved[node.output]
-    dx = None
-    if step.needs_gradient(node):
+    if step.needs_gradient(value):
         scaled = writer.add("Mul", dy, _per_channel(step, node, scale_name(weight)))
-        dx = conv_input_gradient(step, node, scaled, wq)
-    _descend_q88(step, weight, conv_weight_gradient(step, node, centred, dy), sx)
-    step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
-    return dx
+        step.flow(value, conv_input_gradient(step, node, scaled, wq))
+    if step.is_trained(weight):
+        _descend_q88(step, weight, conv_weight_gradient(step, node, centred, dy), sx)
+    if step.is_trained(bias):
+        step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
 
 
 def _rounded_weight(step: Step, weight: str) -> str:

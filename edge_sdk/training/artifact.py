@@ -11,6 +11,7 @@ Graph inputs and outputs, by name, are fixed here: see ``train_inputs`` and ``tr
 from __future__ import annotations
 
 import hashlib
+import struct
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeVar
@@ -26,12 +27,16 @@ IR_VERSION: Final = 9
 ARTIFACT_BYTES_MAX: Final = 4 * 1024 * 1024
 """A LeNet needs 10 kB: artifacts hold no parameters."""
 _NAME_CHARS_MAX: Final = 48
+_TENSOR_FIELDS, _NODE_FIELDS, _NODE_EXTRAS = 5, 6, 6
+_FROZEN: Final = 0
+_CONSTANT_BYTES_MAX: Final = 8
 _E = TypeVar("_E", bound=IntEnum)
 
 X: Final = "x"
 """float32, (batch, *input_shape)."""
 Y: Final = "y"
-"""int64, (batch,): labels in 0..class_count - 1, also where the sample weight is 0."""
+"""A classifier's: int64, (batch,), labels in 0..class_count - 1, also where the sample weight is 0. Other losses:
+float32, (batch, class_count)."""
 SAMPLE_WEIGHT: Final = "sample_weight"
 """float32, (batch,): 1 for an example, 0 for padding of a last batch."""
 LEARNING_RATE: Final = "lr"
@@ -49,6 +54,11 @@ def state_name(tensor: str) -> str:
 def scale_name(tensor: str) -> str:
     """Input with a weight's scales, float32, one per channel (int8 scheme only)."""
     return f"{tensor}.scale"
+
+
+def mask_name(value: str) -> str:
+    """Input with the mask of the dropout that makes ``value``: 1 / (1 - rate) for what stays, else 0."""
+    return f"{value}.mask"
 
 
 def next_name(tensor: str) -> str:
@@ -107,11 +117,8 @@ class Artifact:
             6: int(scheme),
             7: OPSET,
             8: IR_VERSION,
-            9: [[s.name, list(s.shape), int(s.role), s.channel_axis, s.exponent] for s in network.tensors],
-            10: [
-                [int(n.op), list(n.inputs), n.output, list(n.kernel), list(n.stride), list(n.padding)]
-                for n in network.nodes
-            ],
+            9: [_tensor_row(spec) for spec in network.tensors],
+            10: [_node_row(node) for node in network.nodes],
             11: hashlib.sha256(train_onnx).digest(),
             12: hashlib.sha256(eval_onnx).digest(),
         }
@@ -130,12 +137,13 @@ class Artifact:
             names.append(state_name(spec.name))
             if self.is_quantized(spec):
                 names.append(scale_name(spec.name))
+        names += [mask_name(node.output) for node in self.network.nodes if node.op is Op.DROPOUT]
         return tuple(names)
 
     @property
     def train_outputs(self) -> tuple[str, ...]:
         """Names that the training-step graph gives."""
-        return (*(next_name(spec.name) for spec in self.network.tensors), LOSS)
+        return (*(next_name(spec.name) for spec in self.network.tensors if spec.is_trainable), LOSS)
 
     def is_quantized(self, spec: TensorSpec) -> bool:
         """Whether a tensor's training state is Q8.8 with per-channel scales."""
@@ -177,15 +185,62 @@ def _read(fields: object, data: bytes, digest: Digest) -> Artifact:
     )
 
 
+def _tensor_row(spec: TensorSpec) -> list[object]:
+    row: list[object] = [spec.name, list(spec.shape), int(spec.role), spec.channel_axis, spec.exponent]
+    return row if spec.is_trainable else [*row, _FROZEN]
+
+
 def _tensor(row: object) -> TensorSpec:
-    name, shape, role, axis, exponent = _row(row, 5, "tensor")
+    fields = _list(row, "tensor")
+    is_trainable = len(fields) != _TENSOR_FIELDS + 1
+    if not is_trainable and fields[-1] != _FROZEN:
+        raise DecodeError("artifact tensor: its mark is not the one of a frozen tensor")
+    name, shape, role, axis, exponent = _row(fields[:_TENSOR_FIELDS] if not is_trainable else row, 5, "tensor")
     return TensorSpec(
-        name=_text(name), shape=_ints(shape), role=_enum(Role, role), channel_axis=_int(axis), exponent=_int(exponent)
+        name=_text(name),
+        shape=_ints(shape),
+        role=_enum(Role, role),
+        channel_axis=_int(axis),
+        exponent=_int(exponent),
+        is_trainable=is_trainable,
     )
 
 
+def _node_row(node: Node) -> list[object]:
+    """Six fields that every node has, and a map of what differs from its default."""
+    row: list[object] = [
+        int(node.op),
+        list(node.inputs),
+        node.output,
+        list(node.kernel),
+        list(node.stride),
+        list(node.padding),
+    ]
+    extras: dict[int, object] = {}
+    if node.dilation:
+        extras[1] = list(node.dilation)
+    if node.groups != 1:
+        extras[2] = node.groups
+    if node.axes:
+        extras[3] = list(node.axes)
+    if node.shape:
+        extras[4] = list(node.shape)
+    if node.constants:
+        extras[5] = struct.pack(f"<{len(node.constants)}f", *node.constants)
+    if not node.counts_padding:
+        extras[6] = 0
+    return [*row, extras] if extras else row
+
+
 def _node(row: object) -> Node:
-    op, inputs, output, kernel, stride, padding = _row(row, 6, "node")
+    fields = _list(row, "node")
+    extras: dict[int, object] = {}
+    if len(fields) == _NODE_FIELDS + 1:
+        *fields, found = fields
+        if not isinstance(found, dict) or not found or not set(found) <= set(range(1, _NODE_EXTRAS + 1)):
+            raise DecodeError(f"artifact node: expected a map with keys out of 1..{_NODE_EXTRAS}")
+        extras = found
+    op, inputs, output, kernel, stride, padding = _row(fields, _NODE_FIELDS, "node")
     return Node(
         op=_enum(Op, op),
         inputs=tuple(_text(name) for name in _list(inputs, "node inputs")),
@@ -193,6 +248,12 @@ def _node(row: object) -> Node:
         kernel=_ints(kernel),
         stride=_ints(stride),
         padding=_ints(padding),
+        dilation=_ints(extras.get(1, [])),
+        groups=_int(extras.get(2, 1)),
+        axes=_ints(extras.get(3, [])),
+        shape=_ints(extras.get(4, [])),
+        constants=_floats(extras.get(5, b"")),
+        counts_padding=bool(_int(extras.get(6, 1))),
     )
 
 
@@ -223,6 +284,14 @@ def _int(value: object) -> int:
 
 def _ints(value: object) -> tuple[int, ...]:
     return tuple(_int(item) for item in _list(value, "shape"))
+
+
+def _floats(value: object) -> tuple[float, ...]:
+    """Constants as little-endian float32: the codec has no floats."""
+    data = _bytes(value, "node constants")
+    if len(data) % 4 or len(data) > _CONSTANT_BYTES_MAX:
+        raise DecodeError(f"artifact node: {len(data)} bytes of constants")
+    return struct.unpack(f"<{len(data) // 4}f", data)
 
 
 def _text(value: object) -> str:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
     import numpy.typing as npt
+
+NO_MASKS: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 class Batch(NamedTuple):
@@ -16,8 +18,9 @@ class Batch(NamedTuple):
 
     x: npt.NDArray[np.float32]
     """(batch, *input_shape)."""
-    y: npt.NDArray[np.int64]
-    """(batch,), labels in 0..class_count - 1, also where weight is 0."""
+    y: npt.NDArray[Any]
+    """A classifier's: int64, (batch,), labels in 0..class_count - 1, also where weight is 0. Else float32, (batch,
+    class_count)."""
     weight: npt.NDArray[np.float32]
     """(batch,), 0 or 1."""
 
@@ -31,6 +34,7 @@ class Backend(Protocol):
         lr: float,
         states: Mapping[str, npt.NDArray[Any]],
         scales: Mapping[str, npt.NDArray[np.float32]],
+        masks: Mapping[str, npt.NDArray[np.float32]] = NO_MASKS,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """One step of SGD.
 
@@ -39,9 +43,10 @@ class Backend(Protocol):
             lr: Learning rate.
             states: By tensor name: int16 Q8.8, or float32.
             scales: By tensor name, one per channel, for the Q8.8 states.
+            masks: By the output of each dropout: what it multiplies with in this step.
 
         Returns:
-            The states after the step, and the mean loss before it.
+            All states after the step, and the mean loss before it.
         """
         ...
 

@@ -43,31 +43,37 @@ class ArrayDataset:
     """Examples as two arrays. uint8 features mean value / 255; others are converted to float32 per batch."""
 
     def __init__(
-        self, x: npt.NDArray[Any], y: npt.NDArray[Any], *, input_shape: tuple[int, ...], class_count: int
+        self,
+        x: npt.NDArray[Any],
+        y: npt.NDArray[Any],
+        *,
+        input_shape: tuple[int, ...],
+        class_count: int,
+        has_labels: bool = True,
     ) -> None:
         """Check the arrays.
 
         Args:
             x: Features, (n, *input_shape), uint8, float16, float32 or float64; may be mapped, is read in slices.
-            y: Labels, (n,), any integer type.
+            y: Labels, (n,), any integer type; without labels targets, (n, class_count), float16, float32 or float64.
             input_shape: Shape of one example.
             class_count: Labels must lie in 0..class_count - 1.
+            has_labels: Whether the network is a classifier.
 
         Raises:
             TrainingError: wrong shape, type, label or a value that is not finite; the text names array and row.
         """
         _check_header("x", x.shape, x.dtype, input_shape)
-        if y.ndim != 1 or y.dtype.kind not in "iu":
-            raise TrainingError(f"array y: shape {y.shape}, type {y.dtype}: expected one integer label per example")
+        if has_labels:
+            _check_labels(y, class_count)
+        else:
+            _check_targets(y, class_count)
         if len(x) != len(y):
             raise TrainingError(f"array x has {len(x)} rows, array y has {len(y)}")
-        wrong = np.flatnonzero((y < 0) | (y >= class_count))
-        if wrong.size:
-            raise TrainingError(f"array y, row {wrong[0]}: label {y[wrong[0]]} is outside 0..{class_count - 1}")
         if x.dtype.kind == "f":
-            _check_finite(x)
+            _check_finite("x", x)
         self.x = x
-        self.y = y.astype(np.int64)
+        self.y = y.astype(np.int64 if has_labels else np.float32)
 
     def __len__(self) -> int:
         """Number of examples."""
@@ -93,13 +99,15 @@ class ArrayDataset:
 
     def _batch(self, rows: npt.NDArray[np.int64], size: int) -> Batch:
         x = np.zeros((size, *self.x.shape[1:]), np.float32)
-        y = np.zeros(size, np.int64)
+        y = np.zeros((size, *self.y.shape[1:]), self.y.dtype)
         weight = np.zeros(size, np.float32)
         x[: len(rows)], y[: len(rows)], weight[: len(rows)] = self.features(rows), self.y[rows], 1.0
         return Batch(x, y, weight)
 
 
-def load_dataset(path: Path, *, input_shape: tuple[int, ...], class_count: int) -> ArrayDataset:
+def load_dataset(
+    path: Path, *, input_shape: tuple[int, ...], class_count: int, has_labels: bool = True
+) -> ArrayDataset:
     """Open ``x`` and ``y`` of an ``.npz`` file, or ``x.npy`` and ``y.npy`` of a folder; pickled content is refused.
 
     Arrays that are stored uncompressed are mapped, so that memory holds only the pages in use.
@@ -117,7 +125,9 @@ def load_dataset(path: Path, *, input_shape: tuple[int, ...], class_count: int) 
         # RuntimeError: an encrypted member, or a compression that is not built in.
         raise TrainingError(f"dataset {path}: {error}") from error
     try:
-        return ArrayDataset(arrays["x"], arrays["y"], input_shape=input_shape, class_count=class_count)
+        return ArrayDataset(
+            arrays["x"], arrays["y"], input_shape=input_shape, class_count=class_count, has_labels=has_labels
+        )
     except TrainingError as error:
         raise TrainingError(f"dataset {path}: {error}") from error
 
@@ -166,9 +176,23 @@ def _check_header(name: str, shape: tuple[int, ...], dtype: np.dtype[Any], input
         raise TrainingError(f"array {name}: type {dtype}, expected uint8, float16, float32 or float64")
 
 
-def _check_finite(x: npt.NDArray[Any]) -> None:
+def _check_labels(y: npt.NDArray[Any], class_count: int) -> None:
+    if y.ndim != 1 or y.dtype.kind not in "iu":
+        raise TrainingError(f"array y: shape {y.shape}, type {y.dtype}: expected one integer label per example")
+    wrong = np.flatnonzero((y < 0) | (y >= class_count))
+    if wrong.size:
+        raise TrainingError(f"array y, row {wrong[0]}: label {y[wrong[0]]} is outside 0..{class_count - 1}")
+
+
+def _check_targets(y: npt.NDArray[Any], output_count: int) -> None:
+    if y.ndim != 2 or y.shape[1] != output_count or y.dtype not in (np.float16, np.float32, np.float64):
+        raise TrainingError(f"array y: shape {y.shape}, type {y.dtype}: expected {output_count} floats per example")
+    _check_finite("y", y)
+
+
+def _check_finite(name: str, x: npt.NDArray[Any]) -> None:
     for start in range(0, len(x), _CHECK_ROWS):
         rows = x[start : start + _CHECK_ROWS]
         finite = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
         if not finite.all():
-            raise TrainingError(f"array x, row {start + int(np.argmin(finite))}: a value is not finite")
+            raise TrainingError(f"array {name}, row {start + int(np.argmin(finite))}: a value is not finite")

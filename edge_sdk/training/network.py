@@ -17,6 +17,10 @@ from typing import Final
 
 from edge_sdk.errors import TrainingError
 from edge_sdk.protocol.limits import CLASSES_MAX, PARAMETERS_MAX, TENSOR_RANK_MAX, TENSORS_MAX
+from edge_sdk.training.operators import LOSSES, Node, Op, Role, TensorSpec
+from edge_sdk.training.shape_rules import output_shape
+
+__all__ = ("Network", "Node", "Op", "Role", "Scheme", "TensorSpec", "check_network", "infer_shapes")
 
 INPUT: Final = "x"
 BATCH_MAX: Final = 4_096
@@ -31,24 +35,6 @@ GENESIS_EXPONENT_MAX: Final = -16
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,47}")
 
 
-class Op(IntEnum):
-    """Operators of the forward network; numbers are part of the artifact format."""
-
-    GEMM = 1
-    CONV = 2
-    RELU = 3
-    MAX_POOL = 4
-    FLATTEN = 5
-    SOFTMAX_CROSS_ENTROPY = 6
-
-
-class Role(IntEnum):
-    """What a tensor is to the quantizer."""
-
-    WEIGHT = 1
-    BIAS = 2
-
-
 class Scheme(IntEnum):
     """Arithmetic of the training step."""
 
@@ -57,40 +43,12 @@ class Scheme(IntEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TensorSpec:
-    """One trainable tensor of the global model; ``exponent`` is fixed at genesis."""
-
-    name: str
-    shape: tuple[int, ...]
-    role: Role
-    channel_axis: int
-    """Axis of the per-channel scales; -1 for a bias."""
-    exponent: int
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Node:
-    """One operator; windows have ``kernel``, ``stride`` and ``padding`` (the same at both ends) per spatial axis."""
-
-    op: Op
-    inputs: tuple[str, ...]
-    output: str
-    kernel: tuple[int, ...] = ()
-    stride: tuple[int, ...] = ()
-    padding: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Network:
-    """A classifier: nodes, trainable tensors, and the shape of one example without the batch axis."""
+    """Nodes, tensors, and the shape of one example without the batch axis."""
 
     input_shape: tuple[int, ...]
     class_count: int
+    """Columns of the logits: classes, or the outputs of a network that is not a classifier."""
     tensors: tuple[TensorSpec, ...]
     nodes: tuple[Node, ...]
 
@@ -101,8 +59,27 @@ class Network:
 
     @property
     def parameter_count(self) -> int:
-        """Elements of all trainable tensors."""
+        """Elements of all tensors."""
         return sum(spec.size for spec in self.tensors)
+
+    @property
+    def loss(self) -> Op:
+        """The loss; it decides what the targets are."""
+        return self.nodes[-1].op
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether a target is one label per example, not one float per output."""
+        return self.loss is Op.SOFTMAX_CROSS_ENTROPY
+
+    @property
+    def trainable_values(self) -> frozenset[str]:
+        """Values that depend on a trainable tensor: a gradient must reach them."""
+        changing = {spec.name for spec in self.tensors if spec.is_trainable}
+        for node in self.nodes:
+            if changing.intersection(node.inputs):
+                changing.add(node.output)
+        return frozenset(node.output for node in self.nodes if node.output in changing)
 
 
 def check_network(network: Network, *, batch: int) -> dict[str, tuple[int, ...]]:
@@ -116,12 +93,13 @@ def check_network(network: Network, *, batch: int) -> dict[str, tuple[int, ...]]
     """
     if not 1 <= batch <= BATCH_MAX:
         raise TrainingError(f"batch {batch} is outside 1..{BATCH_MAX}")
-    if not 2 <= network.class_count <= CLASSES_MAX:
-        raise TrainingError(f"class count {network.class_count} is outside 2..{CLASSES_MAX}")
     if not 1 <= len(network.nodes) <= NODES_MAX or not 1 <= len(network.tensors) <= TENSORS_MAX:
         raise TrainingError(
             f"{len(network.nodes)} nodes, {len(network.tensors)} tensors: expected 1..{NODES_MAX}, 1..{TENSORS_MAX}"
         )
+    classes_min = 2 if network.loss is Op.SOFTMAX_CROSS_ENTROPY else 1
+    if not classes_min <= network.class_count <= CLASSES_MAX:
+        raise TrainingError(f"class count {network.class_count} is outside {classes_min}..{CLASSES_MAX}")
     _check_shape("input", network.input_shape)
     names: set[str] = {INPUT}
     for spec in network.tensors:
@@ -131,6 +109,8 @@ def check_network(network: Network, *, batch: int) -> dict[str, tuple[int, ...]]
         names.add(spec.name)
     if network.parameter_count > PARAMETERS_MAX:
         raise TrainingError(f"{network.parameter_count} parameters, at most {PARAMETERS_MAX}")
+    if not any(spec.is_trainable for spec in network.tensors):
+        raise TrainingError("every tensor is frozen: nothing is left to train")
     return infer_shapes(network, batch=batch)
 
 
@@ -148,100 +128,25 @@ def infer_shapes(network: Network, *, batch: int) -> dict[str, tuple[int, ...]]:
         place = f"node {index} ({node.op.name})"
         if _NAME.fullmatch(node.output) is None or node.output in shapes or node.output in specs:
             raise TrainingError(f"{place}: output {node.output[:48]!r} is not a new name")
-        if (node.op is Op.SOFTMAX_CROSS_ENTROPY) != (index == len(network.nodes) - 1):
+        if (node.op in LOSSES) != (index == len(network.nodes) - 1):
             raise TrainingError(f"{place}: the loss must be the last node and the only one")
-        if not node.inputs or node.inputs[0] not in shapes:
+        if not node.values or any(name not in shapes for name in node.values):
             raise TrainingError(f"{place}: its first input is not a value that an earlier node makes")
-        parameters = node.inputs[1:]
-        if not unused.issuperset(parameters) or len(set(parameters)) != len(parameters):
-            raise TrainingError(f"{place}: needs tensors that are unknown or already in use: {parameters}")
-        unused.difference_update(parameters)
-        shape = _output_shape(
-            place, node, shapes[node.inputs[0]], [specs[name] for name in parameters], network.class_count
-        )
+        if not unused.issuperset(node.tensors) or len(set(node.tensors)) != len(node.tensors):
+            raise TrainingError(f"{place}: needs tensors that are unknown or already in use: {node.tensors}")
+        unused.difference_update(node.tensors)
+        inputs = [shapes[name] for name in node.values]
+        shape = output_shape(place, node, inputs, [specs[name] for name in node.tensors])
+        if node.op in LOSSES and inputs[0][1:] != (network.class_count,):
+            raise TrainingError(
+                f"{place}: logits have shape {inputs[0]}, expected one column per class ({network.class_count})"
+            )
         if math.prod(shape) > VALUE_ELEMENTS_MAX:
             raise TrainingError(f"{place}: its output {shape} has more than {VALUE_ELEMENTS_MAX} elements")
         shapes[node.output] = shape
     if unused:
         raise TrainingError(f"tensors that no node uses: {sorted(unused)}")
     return shapes
-
-
-def _output_shape(
-    place: str, node: Node, shape: tuple[int, ...], parameters: list[TensorSpec], class_count: int
-) -> tuple[int, ...]:
-    expected_parameters = 2 if node.op in {Op.GEMM, Op.CONV} else 0
-    if len(parameters) != expected_parameters:
-        raise TrainingError(f"{place}: takes {expected_parameters} tensors, found {len(parameters)}")
-    match node.op:
-        case Op.GEMM:
-            return _gemm_shape(place, shape, *parameters)
-        case Op.CONV:
-            return _conv_shape(place, node, shape, *parameters)
-        case Op.MAX_POOL:
-            if node.kernel != node.stride or any(node.padding):
-                # Overlapping windows would need a gradient that adds; MaxUnpool overwrites.
-                raise TrainingError(
-                    f"{place}: windows must not overlap (kernel {node.kernel}, stride {node.stride}) nor be padded"
-                )
-            return (*shape[:2], *_spatial(place, node, shape))
-        case Op.RELU:
-            return shape
-        case Op.FLATTEN:
-            return (shape[0], math.prod(shape[1:]))
-        case Op.SOFTMAX_CROSS_ENTROPY:
-            if shape[1:] != (class_count,):
-                raise TrainingError(
-                    f"{place}: logits have shape {shape}, expected one column per class ({class_count})"
-                )
-            return ()
-
-
-def _gemm_shape(place: str, shape: tuple[int, ...], weight: TensorSpec, bias: TensorSpec) -> tuple[int, ...]:
-    if len(shape) != 2 or len(weight.shape) != 2 or weight.shape[0] != shape[1] or weight.channel_axis != 1:
-        raise TrainingError(
-            f"{place}: input {shape} does not fit the weight {weight.name} {weight.shape} with channel axis 1"
-        )
-    _check_bias(place, weight, bias)
-    return (shape[0], weight.shape[1])
-
-
-def _conv_shape(
-    place: str, node: Node, shape: tuple[int, ...], weight: TensorSpec, bias: TensorSpec
-) -> tuple[int, ...]:
-    fits = len(weight.shape) == len(shape) and weight.shape[1] == shape[1] and weight.shape[2:] == node.kernel
-    if not fits or weight.channel_axis != 0:
-        raise TrainingError(
-            f"{place}: input {shape} does not fit the weight {weight.name} {weight.shape} with channel axis 0"
-        )
-    _check_bias(place, weight, bias)
-    return (shape[0], weight.shape[0], *_spatial(place, node, shape))
-
-
-def _spatial(place: str, node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Sizes after a window slides over the spatial axes."""
-    axes = len(shape) - 2
-    if axes not in {1, 2} or not axes == len(node.kernel) == len(node.stride) == len(node.padding):
-        raise TrainingError(f"{place}: input {shape} needs kernel, stride and padding for 1 or 2 spatial axes")
-    sizes = []
-    for size, kernel, stride, padding in zip(shape[2:], node.kernel, node.stride, node.padding, strict=True):
-        if kernel < 1 or stride < 1 or not 0 <= padding < kernel or size + 2 * padding < kernel:
-            raise TrainingError(
-                f"{place}: kernel {kernel}, stride {stride}, padding {padding} do not fit an axis of {size}"
-            )
-        sizes.append((size + 2 * padding - kernel) // stride + 1)
-    return tuple(sizes)
-
-
-def _check_bias(place: str, weight: TensorSpec, bias: TensorSpec) -> None:
-    if (
-        weight.role is not Role.WEIGHT
-        or bias.role is not Role.BIAS
-        or bias.shape != (weight.shape[weight.channel_axis],)
-    ):
-        raise TrainingError(
-            f"{place}: needs a weight and a bias of one element per channel, found {weight.name} and {bias.name}"
-        )
 
 
 def _check_tensor(spec: TensorSpec) -> None:

@@ -2,7 +2,7 @@
 
 Written from the equations, not from the graph: one reverse pass over the manifest's nodes. Integer products are exact:
 they are computed in float32 over blocks of at most 256 products of integers up to 255, whose sums stay below 2**24, and
-added up as int64. One spatial axis is treated as two with a height of 1. The equations stand in this package's README.
+added up as int64. The equations stand in this package's README.
 """
 
 from __future__ import annotations
@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
-from edge_sdk.training.network import INPUT, Network, Node, Op
+from edge_sdk.training.backend import NO_MASKS
+from edge_sdk.training.network import INPUT, Network
+from edge_sdk.training.numpy_functions import ACTIVATIONS, loss_and_slope
+from edge_sdk.training.numpy_windows import (
+    add_columns,
+    add_windows,
+    as_image,
+    average_divisors,
+    columns,
+    output_sizes,
+    windows,
+)
+from edge_sdk.training.operators import Node, Op
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +42,6 @@ _STATES_PER_STEP: Final = np.float32(256.0)
 _INT8_MIN, _INT8_MAX = -128, 127
 _INT16_MIN, _INT16_MAX = -32_768, 32_767
 _UINT8_MAX: Final = np.float32(255.0)
-_IMAGE_RANK: Final = 4
 
 
 @dataclass(slots=True)
@@ -52,13 +63,15 @@ def quantize_dynamic(values: F32) -> Quantized:
 
 
 def exact_product(a: F32, b: F32) -> F32:
-    """Product of two matrices of small integers held in float32, exact before its final rounding to float32."""
-    inner = a.shape[1]
+    """Product of (stacks of) matrices of small integers held in float32, exact before its final rounding to float32."""
+    inner = a.shape[-1]
     if inner <= EXACT_BLOCK:
-        return a @ b
-    total = np.zeros((a.shape[0], b.shape[1]), np.int64)
+        product: F32 = a @ b
+        return product
+    total = np.zeros((*a.shape[:-1], b.shape[-1]), np.int64)
     for start in range(0, inner, EXACT_BLOCK):
-        total += (a[:, start : start + EXACT_BLOCK] @ b[start : start + EXACT_BLOCK]).astype(np.int64)
+        block = slice(start, start + EXACT_BLOCK)
+        total += (a[..., block] @ b[..., block, :]).astype(np.int64)
     return total.astype(np.float32)
 
 
@@ -75,43 +88,89 @@ class _Pass:
     network: Network
     states: Mapping[str, npt.NDArray[Any]]
     scales: Mapping[str, F32]
+    masks: Mapping[str, F32]
+    """Of each dropout, by its output; without one it is the identity."""
     values: dict[str, F32]
+    trainable: frozenset[str] = frozenset()
+    """Values that a gradient must reach."""
     saved: dict[str, Any] = field(default_factory=dict)
     """By output: the columns of a convolution, the winners of a pooling, the quantized input."""
+    upstream: dict[str, F32] = field(default_factory=dict)
+    """By value: dL/d(value), as far as it is known."""
     gradients: dict[str, F32] = field(default_factory=dict)
-    """By tensor: dL/d(state) for a float32 state, dL/dW for a Q8.8 state."""
+    """By trainable tensor: dL/d(state) for a float32 state, dL/dW for a Q8.8 state."""
 
     def forward(self, node: Node) -> F32:
-        x = self.values[node.inputs[0]]
+        """The node's output."""
+        inputs = [self.values[name] for name in node.values]
+        x = inputs[0]
+        if node.op in ACTIVATIONS:
+            activated: F32 = ACTIVATIONS[node.op][0](node, x)
+            return activated
+        y: F32
         match node.op:
             case Op.GEMM:
-                return self._gemm(node, x)
+                y = self._gemm(node, x)
             case Op.CONV:
-                return self._conv(node, x)
-            case Op.RELU:
-                return np.maximum(x, np.float32(0))
+                y = self._conv(node, x)
+            case Op.AFFINE:
+                scale, shift = (_per_channel(self.states[name], x) for name in node.tensors)
+                y = x * scale + shift
             case Op.MAX_POOL:
-                return self._max_pool(node, x)
-            case Op.FLATTEN:
-                return x.reshape(len(x), -1)
-            case Op.SOFTMAX_CROSS_ENTROPY:
-                raise AssertionError("the loss is computed by the caller")
+                y = self._max_pool(node, x)
+            case Op.AVERAGE_POOL:
+                sums = windows(node, x).sum(axis=(4, 5)).reshape(*x.shape[:2], *output_sizes(node, x.shape))
+                y = sums / average_divisors(node, x.shape)
+            case Op.GLOBAL_AVERAGE_POOL:
+                y = x.mean(axis=tuple(range(2, x.ndim)), keepdims=True)
+            case Op.DROPOUT:
+                y = x * self.masks[node.output] if node.output in self.masks else x
+            case Op.ADD:
+                y = inputs[0] + inputs[1]
+            case Op.MUL:
+                y = inputs[0] * inputs[1]
+            case _:
+                y = _rearranged(node, inputs)
+        return y
 
-    def backward(self, node: Node, dy: F32, *, needs_input: bool) -> F32 | None:
-        x = self.values[node.inputs[0]]
+    def backward(self, node: Node, dy: F32) -> None:
+        """Pass dL/d(output) on to the node's values, and keep the gradients of its tensors."""
+        inputs = [self.values[name] for name in node.values]
+        x = inputs[0]
+        if node.op in ACTIVATIONS:
+            self._flow(node, dy * ACTIVATIONS[node.op][1](node, x, self.values[node.output]))
+            return
         match node.op:
             case Op.GEMM:
-                return self._gemm_reverse(node, x, dy, needs_input=needs_input)
+                self._gemm_reverse(node, x, dy)
             case Op.CONV:
-                return self._conv_reverse(node, x, dy, needs_input=needs_input)
-            case Op.RELU:
-                return dy * (self.values[node.output] > 0)
-            case Op.MAX_POOL:
-                return self._max_pool_reverse(node, x, dy)
-            case Op.FLATTEN:
-                return dy.reshape(x.shape)
-            case Op.SOFTMAX_CROSS_ENTROPY:
-                raise AssertionError("the loss is computed by the caller")
+                self._conv_reverse(node, x, dy)
+            case Op.AFFINE:
+                self._affine_reverse(node, x, dy)
+            case Op.MAX_POOL | Op.AVERAGE_POOL | Op.GLOBAL_AVERAGE_POOL:
+                self._flow(node, self._pool_reverse(node, x, dy))
+            case Op.DROPOUT:
+                self._flow(node, dy * self.masks[node.output] if node.output in self.masks else dy)
+            case Op.ADD:
+                self._flow(node, *(_summed_to(dy, value.shape) for value in inputs))
+            case Op.MUL:
+                self._flow(node, *(_summed_to(dy * inputs[1 - i], inputs[i].shape) for i in range(2)))
+            case Op.CONCAT:
+                cuts = np.cumsum([value.shape[node.axes[0]] for value in inputs])[:-1]
+                self._flow(node, *np.split(dy, cuts, axis=node.axes[0]))
+            case Op.TRANSPOSE:
+                self._flow(node, dy.transpose(0, *(1 + np.argsort(node.axes))))
+            case _:
+                self._flow(node, dy.reshape(x.shape))
+
+    def _flow(self, node: Node, *gradients: F32) -> None:
+        """Add dL/d(value) for each of the node's values that a gradient must reach."""
+        for value, gradient in zip(node.values, gradients, strict=True):
+            if value in self.trainable:
+                self.upstream[value] = self.upstream[value] + gradient if value in self.upstream else gradient
+
+    def _is_trained(self, tensor: str) -> bool:
+        return next(spec for spec in self.network.tensors if spec.name == tensor).is_trainable
 
     def _gemm(self, node: Node, x: F32) -> F32:
         _, weight, bias = node.inputs
@@ -124,19 +183,25 @@ class _Pass:
         y = product * (quantized.scale * self.scales[weight]) + self.states[bias]
         return y
 
-    def _gemm_reverse(self, node: Node, x: F32, dy: F32, *, needs_input: bool) -> F32 | None:
-        _, weight, bias = node.inputs
-        self.gradients[bias] = dy.sum(axis=0)
-        if weight not in self.scales:
-            self.gradients[weight] = x.T @ dy
-            return dy @ self.states[weight].T if needs_input else None
-        forward, gradient = self.saved[node.output], quantize_dynamic(dy)
-        product = exact_product(forward.centred.T, gradient.centred)
-        self.gradients[weight] = product * (forward.scale * gradient.scale)
-        if not needs_input:
-            return None
-        scaled = quantize_dynamic(dy * self.scales[weight])
-        return exact_product(scaled.centred, rounded_weight(self.states[weight]).T) * scaled.scale
+    def _gemm_reverse(self, node: Node, x: F32, dy: F32) -> None:
+        value, weight, bias = node.inputs
+        if self._is_trained(bias):
+            self.gradients[bias] = dy.sum(axis=0)
+        is_quantized = weight in self.scales
+        if self._is_trained(weight):
+            if is_quantized:
+                forward, gradient = self.saved[node.output], quantize_dynamic(dy)
+                product = exact_product(forward.centred.T, gradient.centred)
+                self.gradients[weight] = product * (forward.scale * gradient.scale)
+            else:
+                self.gradients[weight] = x.T @ dy
+        if value not in self.trainable:
+            return
+        if is_quantized:
+            scaled = quantize_dynamic(dy * self.scales[weight])
+            self._flow(node, exact_product(scaled.centred, rounded_weight(self.states[weight]).T) * scaled.scale)
+        else:
+            self._flow(node, dy @ self.states[weight].T)
 
     def _conv(self, node: Node, x: F32) -> F32:
         _, weight, bias = node.inputs
@@ -147,41 +212,64 @@ class _Pass:
             x = quantized.centred
         else:
             kernel, factor = self.states[weight], None
-        columns = self.saved[node.output] = _columns(node, x)
-        flat = kernel.reshape(len(kernel), -1)
-        product = exact_product(columns, flat.T) if factor is not None else columns @ flat.T
-        y = (product if factor is None else product * factor) + self.states[bias]
-        spatial = _output_sizes(node, x.shape)
+        rows = self.saved[node.output] = columns(node, x)
+        flat = _grouped(node, kernel).transpose(0, 2, 1)
+        product = exact_product(rows, flat) if factor is not None else rows @ flat
+        joined = product.transpose(1, 0, 2).reshape(rows.shape[1], len(kernel))
+        y = (joined if factor is None else joined * factor) + self.states[bias]
+        spatial = output_sizes(node, x.shape)
         return np.ascontiguousarray(np.moveaxis(y.reshape(len(x), *spatial, len(kernel)), -1, 1))
 
-    def _conv_reverse(self, node: Node, x: F32, dy: F32, *, needs_input: bool) -> F32 | None:
-        _, weight, bias = node.inputs
-        state, columns = self.states[weight], self.saved[node.output]
+    def _conv_reverse(self, node: Node, x: F32, dy: F32) -> None:
+        value, weight, bias = node.inputs
+        state = self.states[weight]
         rows = np.moveaxis(dy, 1, -1).reshape(-1, len(state))
-        self.gradients[bias] = rows.sum(axis=0)
-        gradient = (rows.T @ columns).reshape(state.shape)
-        if weight in self.scales:
-            self.gradients[weight] = gradient * self.saved[f"{node.output}.x"].scale
-            rows, kernel = rows * self.scales[weight], rounded_weight(state)
-        else:
-            self.gradients[weight] = gradient
-            kernel = state
-        return _scatter(node, rows @ kernel.reshape(len(kernel), -1), x.shape) if needs_input else None
+        is_quantized = weight in self.scales
+        if self._is_trained(bias):
+            self.gradients[bias] = rows.sum(axis=0)
+        if self._is_trained(weight):
+            gradient = (_split(node, rows).transpose(0, 2, 1) @ self.saved[node.output]).reshape(state.shape)
+            self.gradients[weight] = gradient * self.saved[f"{node.output}.x"].scale if is_quantized else gradient
+        if value not in self.trainable:
+            return
+        if is_quantized:
+            rows, state = rows * self.scales[weight], rounded_weight(state)
+        self._flow(node, add_columns(node, _split(node, rows) @ _grouped(node, state), x.shape))
+
+    def _affine_reverse(self, node: Node, x: F32, dy: F32) -> None:
+        scale, shift = node.tensors
+        others = (0, *range(2, x.ndim))
+        if self._is_trained(scale):
+            self.gradients[scale] = (dy * x).sum(axis=others)
+        if self._is_trained(shift):
+            self.gradients[shift] = dy.sum(axis=others)
+        self._flow(node, dy * _per_channel(self.states[scale], x))
 
     def _max_pool(self, node: Node, x: F32) -> F32:
-        windows = _windows(node, x)
-        flat = windows.reshape(*windows.shape[:-2], -1)
+        view = windows(node, x)
+        flat = view.reshape(*view.shape[:-2], -1)
         winners = self.saved[node.output] = flat.argmax(axis=-1)
         y = np.take_along_axis(flat, winners[..., np.newaxis], axis=-1)[..., 0]
-        return y.reshape(*x.shape[:2], *_output_sizes(node, x.shape))
+        return y.reshape(*x.shape[:2], *output_sizes(node, x.shape))
+
+    def _pool_reverse(self, node: Node, x: F32, dy: F32) -> F32:
+        match node.op:
+            case Op.MAX_POOL:
+                return self._max_pool_reverse(node, x, dy)
+            case Op.AVERAGE_POOL:
+                share = as_image(dy / average_divisors(node, x.shape))
+                kernel = (1,) * (2 - len(node.kernel)) + node.kernel
+                return add_windows(node, np.broadcast_to(share, (*kernel, *share.shape)), x.shape)
+            case _:
+                return np.broadcast_to(dy / np.float32(x[0, 0].size), x.shape)
 
     def _max_pool_reverse(self, node: Node, x: F32, dy: F32) -> F32:
         winners = self.saved[node.output]
         flat = np.zeros((*winners.shape, int(np.prod(node.kernel))), np.float32)
         np.put_along_axis(flat, winners[..., np.newaxis], dy.reshape(winners.shape)[..., np.newaxis], axis=-1)
         dx = np.zeros(x.shape, np.float32)
-        windows = _windows(node, dx, writeable=True)
-        windows[...] = flat.reshape(windows.shape)  # windows do not overlap
+        view = windows(node, dx, writeable=True)
+        view[...] = flat.reshape(view.shape)  # windows do not overlap
         return dx
 
 
@@ -198,112 +286,82 @@ class NumpyBackend:
         lr: float,
         states: Mapping[str, npt.NDArray[Any]],
         scales: Mapping[str, F32],
+        masks: Mapping[str, F32] = NO_MASKS,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See ``Backend.step``."""
-        run, logits = self._forward(batch.x, states, scales)
+        run, logits = self._forward(batch.x, states, scales, masks)
         share = batch.weight / np.maximum(batch.weight.sum(), np.float32(1))
-        log_p = _log_softmax(logits)
-        rows = np.arange(len(batch.y))
-        loss = -float((log_p[rows, batch.y] * share).sum())
-        dz = np.exp(log_p)
-        dz[rows, batch.y] -= np.float32(1)
-        self._reverse(run, dz * share[:, np.newaxis])
+        loss, slope = loss_and_slope(run.network.nodes[-1], logits, batch.y, share)
+        run.trainable = run.network.trainable_values
+        run.upstream[run.network.logits] = slope
+        for node in reversed(run.network.nodes[:-1]):
+            if node.output in run.trainable and node.output in run.upstream:
+                run.backward(node, run.upstream.pop(node.output))
         rate = np.float32(lr)
         updated = {name: self._descend(name, state, run, rate) for name, state in states.items()}
         return updated, loss
 
     def logits(self, x: F32, params: Mapping[str, F32]) -> F32:
         """See ``Backend.logits``."""
-        return self._forward(x, params, {})[1]
+        return self._forward(x, params, {}, {})[1]
 
     def release(self) -> None:
         """See ``Backend.release``; nothing is held between calls."""
 
-    def _forward(self, x: F32, states: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, F32]) -> tuple[_Pass, F32]:
+    def _forward(
+        self, x: F32, states: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, F32], masks: Mapping[str, F32]
+    ) -> tuple[_Pass, F32]:
         network = self._artifact.network
-        run = _Pass(network=network, states=states, scales=scales, values={INPUT: x})
+        run = _Pass(network=network, states=states, scales=scales, masks=masks, values={INPUT: x})
         for node in network.nodes[:-1]:
             run.values[node.output] = run.forward(node)
         return run, run.values[network.logits]
 
-    def _reverse(self, run: _Pass, dz: F32) -> None:
-        nodes = run.network.nodes[:-1]
-        trainable: set[str] = set()
-        for node in nodes:
-            if node.inputs[0] in trainable or len(node.inputs) > 1:
-                trainable.add(node.output)
-        upstream = {run.network.logits: dz}
-        for node in reversed(nodes):
-            value = node.inputs[0]
-            needs_input = value in trainable
-            if node.output not in upstream or not (needs_input or len(node.inputs) > 1):
-                continue
-            dx = run.backward(node, upstream.pop(node.output), needs_input=needs_input)
-            if dx is not None and needs_input:
-                upstream[value] = upstream[value] + dx if value in upstream else dx
-
     def _descend(self, name: str, state: npt.NDArray[Any], run: _Pass, rate: np.float32) -> npt.NDArray[Any]:
+        spec = next(spec for spec in run.network.tensors if spec.name == name)
+        if not spec.is_trainable:
+            return state
         gradient = run.gradients[name]
         if name not in run.scales:
             return cast("npt.NDArray[Any]", state - rate * gradient)
-        spec = next(spec for spec in run.network.tensors if spec.name == name)
         shape = [1] * len(spec.shape)
         shape[spec.channel_axis] = -1
         step = rate * _STATES_PER_STEP / run.scales[name].reshape(shape) * gradient
         return np.clip(np.rint(state.astype(np.float32) - step), _INT16_MIN, _INT16_MAX).astype(np.int16)
 
 
-def _log_softmax(logits: F32) -> F32:
-    shifted = logits - logits.max(axis=1, keepdims=True)
-    log_p: F32 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return log_p
+def _rearranged(node: Node, inputs: list[F32]) -> F32:
+    """The same values in another arrangement."""
+    x = inputs[0]
+    match node.op:
+        case Op.CONCAT:
+            return np.concatenate(inputs, axis=node.axes[0])
+        case Op.TRANSPOSE:
+            return x.transpose(0, *node.axes)
+        case Op.RESHAPE:
+            return x.reshape(len(x), *node.shape)
+        case Op.FLATTEN:
+            return x.reshape(len(x), -1)
+        case _:
+            raise AssertionError("the loss is computed by the caller")
 
 
-def _two_axes(node: Node) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Kernel, stride and padding of a window over (height, width); a series has height 1."""
-    if len(node.kernel) == 1:
-        return (1, node.kernel[0]), (1, node.stride[0]), (0, node.padding[0])
-    return (
-        (node.kernel[0], node.kernel[1]),
-        (node.stride[0], node.stride[1]),
-        (node.padding[0], node.padding[1]),
-    )
+def _per_channel(vector: F32, x: F32) -> F32:
+    """One value per channel, shaped to broadcast over x."""
+    return vector.reshape(-1, *(1 for _ in x.shape[2:]))
 
 
-def _image(x: F32) -> F32:
-    """(n, c, h, w), also for a series."""
-    return x if x.ndim == _IMAGE_RANK else x[:, :, np.newaxis, :]
+def _summed_to(dy: F32, shape: tuple[int, ...]) -> F32:
+    """Adjoint of broadcasting ``shape`` to the shape of dy."""
+    axes = tuple(axis for axis, (a, b) in enumerate(zip(dy.shape, shape, strict=True)) if a != b)
+    return dy.sum(axis=axes, keepdims=True) if axes else dy
 
 
-def _output_sizes(node: Node, shape: tuple[int, ...]) -> tuple[int, ...]:
-    windows = zip(shape[2:], node.kernel, node.stride, node.padding, strict=True)
-    return tuple((size + 2 * pad - kernel) // stride + 1 for size, kernel, stride, pad in windows)
+def _grouped(node: Node, kernel: F32) -> F32:
+    """(group, channels out of a group, weights of a channel)."""
+    return kernel.reshape(node.groups, len(kernel) // node.groups, -1)
 
 
-def _windows(node: Node, x: F32, *, writeable: bool = False) -> F32:
-    """View of every window: (n, c, out_h, out_w, kernel_h, kernel_w); a copy of x where padding is needed."""
-    (kh, kw), (sh, sw), (ph, pw) = _two_axes(node)
-    image = _image(x)
-    if ph or pw:
-        image = np.pad(image, ((0, 0), (0, 0), (ph, ph), (pw, pw)))
-    windows = np.lib.stride_tricks.sliding_window_view(image, (kh, kw), axis=(2, 3), writeable=writeable)
-    return windows[:, :, ::sh, ::sw]
-
-
-def _columns(node: Node, x: F32) -> F32:
-    """One row per output position (n, out_h, out_w), one column per weight of a channel (c, kernel_h, kernel_w)."""
-    windows = _windows(node, x).transpose(0, 2, 3, 1, 4, 5)
-    return windows.reshape(-1, windows.shape[3] * windows.shape[4] * windows.shape[5])
-
-
-def _scatter(node: Node, columns: F32, shape: tuple[int, ...]) -> F32:
-    """Adjoint of ``_columns``: add every column back to where it came from."""
-    (kh, kw), (sh, sw), (ph, pw) = _two_axes(node)
-    n, channels, height, width = shape if len(shape) == _IMAGE_RANK else (*shape[:2], 1, shape[2])
-    out_h, out_w = (height + 2 * ph - kh) // sh + 1, (width + 2 * pw - kw) // sw + 1
-    blocks = columns.reshape(n, out_h, out_w, channels, kh, kw).transpose(4, 5, 0, 3, 1, 2)
-    padded = np.zeros((n, channels, height + 2 * ph, width + 2 * pw), np.float32)
-    for row in range(kh):
-        for column in range(kw):
-            padded[:, :, row : row + sh * out_h : sh, column : column + sw * out_w : sw] += blocks[row, column]
-    return padded[:, :, ph : ph + height, pw : pw + width].reshape(shape)
+def _split(node: Node, rows: F32) -> F32:
+    """(row, channel out) as (group, row, channel out of a group)."""
+    return rows.reshape(len(rows), node.groups, -1).transpose(1, 0, 2)

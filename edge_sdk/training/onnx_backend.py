@@ -20,10 +20,12 @@ from edge_sdk.training.artifact import (
     Artifact,
     X,
     Y,
+    mask_name,
     next_name,
     scale_name,
     state_name,
 )
+from edge_sdk.training.backend import NO_MASKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -50,6 +52,7 @@ class OnnxBackend:
         lr: float,
         states: Mapping[str, npt.NDArray[Any]],
         scales: Mapping[str, npt.NDArray[np.float32]],
+        masks: Mapping[str, npt.NDArray[np.float32]] = NO_MASKS,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See ``Backend.step``."""
         if self._training is None:
@@ -64,10 +67,12 @@ class OnnxBackend:
         }
         feed.update((state_name(name), state) for name, state in states.items())
         feed.update((scale_name(name), scale) for name, scale in scales.items())
+        feed.update((mask_name(name), mask) for name, mask in masks.items())
         outputs = dict(
             zip(self._artifact.train_outputs, self._training.run(self._artifact.train_outputs, feed), strict=True)
         )
-        return {name: outputs[next_name(name)] for name in states}, float(outputs[LOSS])
+        moved = {name: outputs.get(next_name(name), state) for name, state in states.items()}
+        return moved, float(outputs[LOSS])
 
     def logits(
         self, x: npt.NDArray[np.float32], params: Mapping[str, npt.NDArray[np.float32]]

@@ -23,7 +23,9 @@ import numpy as np
 from edge_sdk.errors import ConfigError, DecodeError, LocalProtocolError, NonFiniteError, TrainingError
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.messages import ModelParams
+from edge_sdk.training.dropout import DropoutMasks
 from edge_sdk.training.memory import return_memory
+from edge_sdk.training.operators import Op
 from edge_sdk.training.quantize import align, check_params, dequantize, scale_values
 
 if TYPE_CHECKING:
@@ -66,19 +68,21 @@ class Evaluation:
 
     count: int
     correct: int
+    """Examples whose largest logit is their label, or, of a binary cross-entropy, whose outputs are all on the side of
+    their targets. 0 for a regression: nothing is right or wrong."""
     loss_sum: float
     class_count: tuple[int, ...]
-    """Examples per class."""
+    """Examples per class; empty where the network is no classifier."""
     class_correct: tuple[int, ...]
 
     @property
     def accuracy(self) -> float:
-        """Share of examples whose largest logit is their label."""
+        """Share of examples that are correct."""
         return self.correct / self.count
 
     @property
     def loss_mean(self) -> float:
-        """Mean cross-entropy, in nats."""
+        """Mean loss; of a cross-entropy in nats, without label smoothing."""
         return self.loss_sum / self.count
 
 
@@ -131,7 +135,7 @@ class Trainer:
             dataset: Examples.
             steps: Steps of the whole job.
             lr: Learning rate, > 0.
-            rng: Decides the order; seed it equally to resume a job.
+            rng: Decides the order and the masks of dropout; seed it equally to resume a job.
             on_step: Called after each step with the number of steps done and the loss. May raise to stop: the state
                 is then that of whole steps.
             start_step: Steps that an earlier call or a restored checkpoint has done.
@@ -147,9 +151,10 @@ class Trainer:
             )
         losses: list[float] = []
         examples = 0
+        dropout = DropoutMasks(self.artifact.network, batch=self.artifact.batch, rng=rng)
         batches = dataset.batches(rng, size=self.artifact.batch, start=start_step)
         for step, batch in zip(range(start_step, steps), batches, strict=False):
-            self._states, loss = self._backend.step(batch, lr, self._states, self._scales)
+            self._states, loss = self._backend.step(batch, lr, self._states, self._scales, dropout.draw(step))
             if not math.isfinite(loss):
                 raise NonFiniteError(f"loss is {loss} at step {step}")
             losses.append(loss)
@@ -187,36 +192,39 @@ class Trainer:
         self,
         params: ModelParams | Mapping[str, npt.NDArray[np.float32]],
         x: npt.NDArray[np.float32],
-        y: npt.NDArray[np.int64],
+        y: npt.NDArray[Any],
     ) -> Evaluation:
         """Score parameters on examples with the float32 network, in slices of bounded memory.
 
         Args:
             params: A global model, or float32 arrays by tensor name.
             x: (n, *input_shape), n >= 1.
-            y: (n,), labels in 0..class_count - 1.
+            y: (n,), labels in 0..class_count - 1; for other losses (n, class_count), float32.
 
         Raises:
             NonFiniteError: a logit is not finite.
         """
         arrays = dequantize(params) if isinstance(params, ModelParams) else params
-        classes = self.artifact.network.class_count
-        loss_sum = 0.0
+        network = self.artifact.network
+        classes = network.class_count if network.is_classifier else 0
+        loss_sum, right = 0.0, 0
         correct = np.zeros(classes, np.int64)
         for start in range(0, len(y), EVALUATION_BATCH):
-            labels = y[start : start + EVALUATION_BATCH]
+            targets = y[start : start + EVALUATION_BATCH]
             logits = self._backend.logits(
                 np.ascontiguousarray(x[start : start + EVALUATION_BATCH], np.float32), arrays
             ).astype(np.float64)
             if not np.isfinite(logits).all():
                 raise NonFiniteError("evaluation: a logit is not finite")
-            shifted = logits - logits.max(axis=1, keepdims=True)
-            loss_sum += float((np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]).sum())
-            correct += np.bincount(labels[logits.argmax(axis=1) == labels], minlength=classes)
-        counts = np.bincount(y, minlength=classes)
+            losses, is_right = _judge(network.loss, logits, targets)
+            loss_sum += float(losses.sum())
+            right += int(is_right.sum())
+            if network.is_classifier:
+                correct += np.bincount(targets[is_right], minlength=classes)
+        counts = np.bincount(y, minlength=classes) if network.is_classifier else ()
         return Evaluation(
             count=len(y),
-            correct=int(correct.sum()),
+            correct=right,
             loss_sum=loss_sum,
             class_count=tuple(int(n) for n in counts),
             class_correct=tuple(int(n) for n in correct),
@@ -284,6 +292,22 @@ class Trainer:
         for name, state in self._states.items():
             if state.dtype == np.float32 and not np.isfinite(state).all():
                 raise NonFiniteError(f"tensor {name}: a value is not finite")
+
+
+def _judge(
+    loss: Op, logits: npt.NDArray[np.float64], targets: npt.NDArray[Any]
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_]]:
+    """Loss of each example, and whether it is correct."""
+    match loss:
+        case Op.MEAN_SQUARED_ERROR:
+            return np.square(logits - targets).mean(axis=1), np.zeros(len(logits), np.bool_)
+        case Op.BINARY_CROSS_ENTROPY:
+            losses = np.maximum(logits, 0) - logits * targets + np.log1p(np.exp(-np.abs(logits)))
+            return losses.mean(axis=1), ((logits > 0) == (targets > 0.5)).all(axis=1)
+        case _:
+            shifted = logits - logits.max(axis=1, keepdims=True)
+            losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(targets)), targets]
+            return losses, logits.argmax(axis=1) == targets
 
 
 def _load_backend(name: str, artifact: Artifact) -> Backend:

@@ -98,6 +98,18 @@ REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
     "padding": (swap(1, 10, 0, 5, to=[9, 9]), "do not fit"),
     "value named twice": (swap(1, 10, 1, 2, to="h0"), "not a new name"),
     "loss in the middle": (swap(1, 10, 1, 0, to=6), "last node"),
+    "mark of a frozen tensor": (lambda fields: fields[1][9][0].append(1), "mark"),
+    "extras of a node": (lambda fields: fields[1][10][1].append({9: 1}), "keys out of 1..6"),
+    "empty extras": (lambda fields: fields[1][10][1].append({}), "keys out of 1..6"),
+    "groups": (lambda fields: fields[1][10][0].append({2: 4}), "groups"),
+    "no groups": (lambda fields: fields[1][10][0].append({2: 0}), "groups"),
+    "groups of no convolution": (lambda fields: fields[1][10][1].append({2: 2}), "groups"),
+    "huge dilation": (lambda fields: fields[1][10][0].append({1: [1 << 40, 1]}), "do not fit"),
+    "no dilation": (lambda fields: fields[1][10][0].append({1: [0, 1]}), "do not fit"),
+    "constants of odd length": (lambda fields: fields[1][10][1].append({5: b"\0\0\0"}), "constants"),
+    "constants without use": (lambda fields: fields[1][10][1].append({5: bytes(4)}), "constants"),
+    "smoothing": (lambda fields: fields[1][10][-1].append({5: b"\0\0\x80\x3f"}), "share"),
+    "smoothing is not a number": (lambda fields: fields[1][10][-1].append({5: b"\0\0\xc0\x7f"}), "finite"),
     "no loss": (lambda fields: fields[1][10].pop(), "last node"),
 }
 

@@ -1,0 +1,87 @@
+"""Rules of the losses: mean over the examples of the batch; one of weight 0 counts neither in the sum nor in the mean.
+
+Differentiation starts here, so that the incoming gradient is 1 and is not read.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from coordinator.authoring.graph import FLOAT
+from coordinator.authoring.step import Step
+from edge_sdk.training.artifact import SAMPLE_WEIGHT, Y
+from edge_sdk.training.network import Node
+
+
+def cross_entropy_forward(step: Step, node: Node) -> str:
+    """Softmax cross-entropy: -sum t log softmax(z), t = (1 - s) onehot(y) + s / classes, s the label smoothing.
+
+    Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567).
+    """
+    writer, classes = step.writer, step.network.class_count
+    log_p = writer.add("LogSoftmax", step.values[node.inputs[0]], axis=1)
+    column = writer.add("Unsqueeze", Y, writer.shape(1))
+    labels = writer.constant(np.arange(classes, dtype=np.int64).reshape(1, -1))
+    wanted = writer.cast(writer.add("Equal", column, labels), FLOAT)
+    if node.constants:
+        smoothing = node.constants[0]
+        scaled = writer.add("Mul", wanted, writer.scalar(1.0 - smoothing))
+        wanted = writer.add("Add", scaled, writer.scalar(smoothing / classes))
+    share = _share(step, 1.0)
+    step.saved[node.output] = (log_p, wanted, share)
+    chosen = writer.add("Mul", writer.add("Mul", log_p, wanted), share)
+    return writer.add("Neg", writer.add("ReduceSum", chosen, keepdims=0))
+
+
+def cross_entropy_backward(step: Step, node: Node, dy: str) -> None:
+    """Gradient: dz = (softmax(z) - t) / count."""
+    del dy
+    log_p, wanted, share = step.saved[node.output]
+    difference = step.writer.add("Sub", step.writer.add("Exp", log_p), wanted)
+    step.flow(node.inputs[0], step.writer.add("Mul", difference, share))
+
+
+def squared_error_forward(step: Step, node: Node) -> str:
+    """Mean squared error: (z - y)^2, mean also over the outputs."""
+    writer = step.writer
+    error = writer.add("Sub", step.values[node.inputs[0]], Y)
+    share = _share(step, 1.0 / step.network.class_count)
+    step.saved[node.output] = (error, share)
+    counted = writer.add("Mul", writer.add("Mul", error, error), share)
+    return writer.add("ReduceSum", counted, keepdims=0)
+
+
+def squared_error_backward(step: Step, node: Node, dy: str) -> None:
+    """Gradient: dz = 2 (z - y) / (count outputs)."""
+    del dy
+    writer = step.writer
+    error, share = step.saved[node.output]
+    step.flow(node.inputs[0], writer.add("Mul", writer.add("Mul", error, writer.scalar(2.0)), share))
+
+
+def binary_forward(step: Step, node: Node) -> str:
+    """Binary cross-entropy of logits: max(z, 0) - z y + log(1 + exp(-|z|)), mean also over the outputs."""
+    writer, z = step.writer, step.values[node.inputs[0]]
+    share = _share(step, 1.0 / step.network.class_count)
+    step.saved[node.output] = (share,)
+    linear = writer.add("Sub", writer.add("Relu", z), writer.add("Mul", z, Y))
+    rest = writer.add("Softplus", writer.add("Neg", writer.add("Abs", z)))
+    counted = writer.add("Mul", writer.add("Add", linear, rest), share)
+    return writer.add("ReduceSum", counted, keepdims=0)
+
+
+def binary_backward(step: Step, node: Node, dy: str) -> None:
+    """Gradient: dz = (sigmoid(z) - y) / (count outputs)."""
+    del dy
+    writer = step.writer
+    (share,) = step.saved[node.output]
+    difference = writer.add("Sub", writer.add("Sigmoid", step.values[node.inputs[0]]), Y)
+    step.flow(node.inputs[0], writer.add("Mul", difference, share))
+
+
+def _share(step: Step, factor: float) -> str:
+    """(batch, 1): what each element of an example counts; 0 for padding."""
+    writer = step.writer
+    count = writer.add("Max", writer.add("ReduceSum", SAMPLE_WEIGHT, keepdims=0), writer.scalar(1.0))
+    share = writer.add("Unsqueeze", writer.add("Div", SAMPLE_WEIGHT, count), writer.shape(1))
+    return share if factor == 1.0 else writer.add("Mul", share, writer.scalar(factor))

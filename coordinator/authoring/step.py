@@ -1,0 +1,79 @@
+"""One training step while it is written: names of values, what rules save, where gradients flow.
+
+A rule is a pair. Its forward writes a node and returns the ONNX name of the output. Its backward takes dL/d(output),
+updates those of the node's tensors that are not frozen, and passes dL/d(input) on with ``Step.flow``. It is called only
+where something at or before the node is trainable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from coordinator.authoring.graph import GraphWriter
+from edge_sdk.training.artifact import LEARNING_RATE, state_name
+from edge_sdk.training.network import Network, Node, Op, TensorSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(slots=True, kw_only=True)
+class Step:
+    """One training step while it is written, or one evaluation: then nothing is saved for a backward."""
+
+    writer: GraphWriter
+    network: Network
+    shapes: Mapping[str, tuple[int, ...]]
+    is_training: bool
+    values: dict[str, str]
+    """ONNX name of each forward value."""
+    saved: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By the name of a node's output: ONNX names that its backward rule needs."""
+    trainable: frozenset[str] = frozenset()
+    """Values that depend on a trainable tensor: a gradient must reach them."""
+    gradients: dict[str, str] = field(default_factory=dict)
+    """By value: ONNX name of the gradient, as far as it is written."""
+    next_states: dict[str, str] = field(default_factory=dict)
+
+    def spec(self, name: str) -> TensorSpec:
+        """The tensor's row in the table."""
+        return next(spec for spec in self.network.tensors if spec.name == name)
+
+    def is_trained(self, tensor: str) -> bool:
+        """Whether a tensor is updated; a frozen one gets no gradient nodes."""
+        return self.spec(tensor).is_trainable
+
+    def needs_gradient(self, value: str) -> bool:
+        """Whether something upstream of a value is trainable."""
+        return value in self.trainable
+
+    def flow(self, value: str, gradient: str) -> None:
+        """Add a part of dL/d(value): several nodes may read the value."""
+        known = self.gradients.get(value)
+        self.gradients[value] = gradient if known is None else self.writer.add("Add", known, gradient)
+
+    def descend(self, tensor: str, gradient: str) -> None:
+        """Plain SGD on a float32 state: p - lr * g."""
+        step = self.writer.add("Mul", LEARNING_RATE, gradient)
+        self.next_states[tensor] = self.writer.add("Sub", state_name(tensor), step)
+
+
+Forward = Callable[[Step, Node], str]
+Backward = Callable[[Step, Node, str], None]
+Rule = tuple[Forward, Backward]
+
+
+def write_forward(step: Step, rules: Mapping[Op, Rule], nodes: tuple[Node, ...]) -> None:
+    """Write the forward pass of ``nodes`` in order."""
+    for node in nodes:
+        step.values[node.output] = rules[node.op][0](step, node)
+
+
+def write_backward(step: Step, rules: Mapping[Op, Rule]) -> None:
+    """Write the backward pass from the loss; dL/dL = 1 is left out."""
+    step.gradients[step.network.nodes[-1].output] = ""
+    for node in reversed(step.network.nodes):
+        if step.needs_gradient(node.output) and node.output in step.gradients:
+            rules[node.op][1](step, node, step.gradients[node.output])
