@@ -26,10 +26,8 @@ HOLD_S: Final = 3.0
 QUICK: Final = (
     "device.before_switch",  # 1 get
     "device.mid_training:4",  # 2 train
-    "device.after_outbox_commit",  # 2 -> 3 store
     "device.mid_chunks:2",  # 3 publish
-    "miner.after_blob",  # 4 admit
-    "miner.after_receipt",  # 4 -> 5 receipt
+    "miner.after_receipt",  # 4 admit
     "sequencer.after_log:5",  # 5 cut
     "miner.before_reveal_tx",  # 6 cross-validate
     "miner.after_model",  # 7 merge
@@ -44,9 +42,11 @@ ALL: Final = (
     "device.after_training",
     "device.before_outbox_commit",
     "device.after_manifest",
+    "device.after_outbox_commit",
     "device.after_receipt",
     "device.after_receipt:3",
     "device.after_settle_commit",
+    "miner.after_blob",
     "miner.after_row",
     "miner.after_score",
     "miner.before_commit_tx",
