@@ -64,17 +64,27 @@ class Finalized:
 class Application:
     """The state machine of one chain."""
 
-    def __init__(self, genesis: Genesis, *, state: State | None = None) -> None:
+    def __init__(
+        self, genesis: Genesis, *, state: State | None = None, reader: TransactionReader | None = None
+    ) -> None:
         """Start from genesis, or from a snapshot.
+
+        Args:
+            genesis: Of the chain.
+            state: After the last height that was executed.
+            reader: Remembers signatures of this chain that were verified before; its own when None.
 
         Raises:
             ConfigError: the genesis asks for a method that does not exist.
+            LocalProtocolError: the reader is of another chain.
         """
         check_genesis(genesis)
+        if reader is not None and reader.chain_id != genesis.chain_id:
+            raise LocalProtocolError(f"a reader of {reader.chain_id} for {genesis.chain_id}")
         self.genesis = genesis
         self.state = State.initial(genesis) if state is None else state
         self._chain = Chain(genesis)
-        self._reader = TransactionReader(genesis.chain_id)
+        self._reader = TransactionReader(genesis.chain_id) if reader is None else reader
 
     def admit(self, envelope: bytes) -> Reason:
         """Judge an update's envelope for a miner's intake, by committed state.

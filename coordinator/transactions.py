@@ -66,10 +66,14 @@ class Transaction:
 
 
 class TransactionReader:
-    """Reads and verifies, remembering both within a bound."""
+    """Reads and verifies, remembering both within a bound.
+
+    What is remembered holds for these bytes, and so for their domain, for this chain and for the key that was asked
+    for: several replays of one chain may share a reader.
+    """
 
     def __init__(self, chain_id: ChainId) -> None:
-        self._chain_id = chain_id
+        self.chain_id = chain_id
         self._read: OrderedDict[Digest, Transaction] = OrderedDict()
         self._verified: dict[Digest, PublicKey] = {}
         self._bytes = 0
@@ -101,7 +105,7 @@ class TransactionReader:
             return True
         envelope = transaction.envelope
         try:
-            cose.verify(envelope, key=key, domain=envelope.domain, chain_id=self._chain_id)
+            cose.verify(envelope, key=key, domain=envelope.domain, chain_id=self.chain_id)
         except SignatureError:
             return False
         if name in self._read:

@@ -12,6 +12,7 @@ from coordinator.ledger.blobs import BlobStore
 from coordinator.ledger.places import BLOBS_FOLDER, Places
 from coordinator.ledger.rows import BlockRow, HeightRow
 from coordinator.ledger.state import MergePlan
+from coordinator.transactions import TransactionReader
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.certificate import verify_certificate
 from edge_sdk.protocol.digest import sha256
@@ -27,9 +28,16 @@ class Derivation:
     """Replays heights one after the other; nothing of the miner but its log and its blobs is used."""
 
     def __init__(
-        self, genesis: Genesis, miner_id: MinerId, *, blobs: BlobStore, model_blob: ModelBlob, places: Places
+        self,
+        genesis: Genesis,
+        miner_id: MinerId,
+        *,
+        blobs: BlobStore,
+        model_blob: ModelBlob,
+        places: Places,
+        reader: TransactionReader,
     ) -> None:
-        self.app = Application(genesis)
+        self.app = Application(genesis, reader=reader)
         self.blocks: dict[int, BlockRow] = {}
         self.entry_places: list[tuple[Digest, int, int]] = []
         self.roots: dict[int, Digest] = {0: genesis.model_root}

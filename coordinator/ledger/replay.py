@@ -5,13 +5,17 @@ entry, certificate, model row and snapshot record has to be what the replay deri
 from the blobs of its updates to the certified model root; every blob has to hash to its name. The file is opened
 read-only.
 
+The miners of a run are replayed side by side, height by height: what they have in common - the bytes of a
+transaction, the signature under them - is read and verified once, while it is at hand.
+
 What cannot be derived is a promise, and is checked as such: a held update against its signed manifest and its blob,
 the scores of an open block against the commitment on the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -22,11 +26,12 @@ from coordinator.ledger.derivation import Derivation, txs_digest
 from coordinator.ledger.places import BLOBS_FOLDER, LEDGER_FILE, Places
 from coordinator.ledger.rows import UploadRow
 from coordinator.ledger.store import LedgerStore
+from coordinator.transactions import TransactionReader
 from edge_sdk.adapters.durable_files import TEMPORARY_SUFFIX
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol import cose, wire
 from edge_sdk.protocol.digest import commitment, sha256, update_digest
-from edge_sdk.protocol.ids import Digest, MinerId
+from edge_sdk.protocol.ids import ChainId, Digest, MinerId
 from edge_sdk.protocol.limits import BLOB_BYTES_MAX
 from edge_sdk.protocol.messages import Domain, UpdateManifest
 
@@ -80,48 +85,94 @@ def verify_directory(path: Path, *, progress: Progress | None = None) -> VerifyR
         CorruptLedgerError: something does not hold; ``place`` and ``height`` say where.
         StoreError: there is no ledger here.
     """
-    links: dict[int, Link] = {}
-    if (path / LEDGER_FILE).is_file():
-        return VerifyReport(miners=(_Auditor(path, Places(""), links, progress).run(),))
+    found = [(path, Places(""))] if (path / LEDGER_FILE).is_file() else list(_miner_folders(path))
+    with ExitStack() as stack:
+        shared = _Shared({}, {}, progress)
+        auditors = [stack.enter_context(closing(_Auditor(folder, places, shared))) for folder, places in found]
+        for height in range(1, max(auditor.last_height for auditor in auditors) + 1):
+            shared.links.clear()
+            for auditor in auditors:
+                auditor.follow(height)
+        return VerifyReport(miners=tuple(auditor.finish() for auditor in auditors))
+
+
+def _miner_folders(path: Path) -> Iterator[tuple[Path, Places]]:
     folders = sorted(folder for folder in (path / MINERS_FOLDER).glob("*") if folder.is_dir())
     if not folders:
         raise StoreError(f"{path}: expected {LEDGER_FILE}, or {MINERS_FOLDER}/<id>/{LEDGER_FILE}")
-    reports = []
     for folder in folders:
         places = Places(f"{MINERS_FOLDER}/{folder.name}/")
         if not (folder / LEDGER_FILE).is_file():
             raise places.corrupt(LEDGER_FILE, "missing")
-        reports.append(_Auditor(folder, places, links, progress).run())
-        if reports[-1].miner_id != folder.name:
-            raise places.corrupt_table("meta", f"the ledger of {reports[-1].miner_id}")
-    return VerifyReport(miners=tuple(reports))
+        yield folder, places
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """What the verification of several miners has in common."""
+
+    links: dict[int, Link]
+    """Of the height that is being followed, from the first miner that has it."""
+    readers: dict[ChainId, TransactionReader]
+    progress: Progress | None
+
+    def reader(self, chain_id: ChainId) -> TransactionReader:
+        """One for each chain: two ledgers of one folder may claim to be of different ones."""
+        return self.readers.setdefault(chain_id, TransactionReader(chain_id))
 
 
 class _Auditor:
     """Verification of one miner's directory."""
 
-    def __init__(self, folder: Path, places: Places, links: dict[int, Link], progress: Progress | None) -> None:
+    def __init__(self, folder: Path, places: Places, shared: _Shared) -> None:
+        """Check what needs no replay: blobs, pages, files."""
         self._folder = folder
         self._places = places
-        self._links = links  # of the miners verified before, by height
-        self._progress = progress
+        self._shared = shared
         self._blobs = BlobStore(folder / BLOBS_FOLDER, read_only=True)
-
-    def run(self) -> MinerReport:
-        blob_count = self._check_blobs()
+        self._blob_count = self._check_blobs()
         with self._places.table("meta"):
-            store = LedgerStore.open(self._folder / LEDGER_FILE, read_only=True)
+            self._store = LedgerStore.open(self._folder / LEDGER_FILE, read_only=True)
         try:
             with self._places.table("pages"):
-                store.check_integrity()
-            self._check_files(store)
-            derived = self._replay(store)
-            self._check_derived(store, derived)
-            self._check_models(store, derived)
-            self._check_uploads(store, derived)
-            self._check_own_scores(store, derived)
-        finally:
-            store.close()
+                self._store.check_integrity()
+            self._check_files(self._store)
+            self._derived = self._begin(self._store)
+            with self._places.table("meta"):
+                self.last_height = self._store.height()
+        except BaseException:
+            self._store.close()
+            raise
+
+    def close(self) -> None:
+        """Close the ledger."""
+        self._store.close()
+
+    def follow(self, height: int) -> None:
+        """Execute one height of the log, if there is one."""
+        if height > self.last_height:
+            return
+        places, shared = self._places, self._shared
+        with places.table("heights", height):
+            row = self._store.height_row(height)
+            if row is None:
+                raise places.corrupt_table("heights", "missing", height)
+            self._derived.follow(row)
+        link = (row.time_s, row.proposer, txs_digest(row), row.state_root)
+        if shared.links.setdefault(height, link) != link:
+            raise places.corrupt_table("heights", "differs from another miner's", height)
+        if shared.progress is not None:
+            shared.progress(self._store.miner_id, height, self.last_height)
+
+    def finish(self) -> MinerReport:
+        """Compare what is stored with what the whole log gave."""
+        store, derived = self._store, self._derived
+        self._check_derived(store, derived)
+        self._check_models(store, derived)
+        self._check_uploads(store, derived)
+        self._check_own_scores(store, derived)
+        if self._places.prefix and self._folder.name != store.miner_id:
+            raise self._places.corrupt_table("meta", f"the ledger of {store.miner_id}")
         state = derived.app.state
         return MinerReport(
             miner_id=store.miner_id,
@@ -133,7 +184,7 @@ class _Auditor:
             state_root=state.root,
             merges_recomputed=derived.merges_recomputed,
             merges_skipped=derived.merges_skipped,
-            blobs=blob_count,
+            blobs=self._blob_count,
             open_updates=len(state.updates),
         )
 
@@ -162,30 +213,22 @@ class _Auditor:
         if artifact.is_file() and sha256(artifact.read_bytes()) != store.genesis.artifact_digest:
             raise self._places.corrupt(ARTIFACT_FILE, "not the artifact that genesis names")
 
-    def _replay(self, store: LedgerStore) -> Derivation:
-        """Execute the log from genesis."""
+    def _begin(self, store: LedgerStore) -> Derivation:
+        """Stand at genesis."""
 
         def model_blob(version: int) -> Digest | None:
             row = store.model(version)
             return None if row is None else row.blob_digest
 
         with self._places.table("meta"):
-            derived = Derivation(
-                store.genesis, store.miner_id, blobs=self._blobs, model_blob=model_blob, places=self._places
+            return Derivation(
+                store.genesis,
+                store.miner_id,
+                blobs=self._blobs,
+                model_blob=model_blob,
+                places=self._places,
+                reader=self._shared.reader(store.genesis.chain_id),
             )
-            last = store.height()
-        for height in range(1, last + 1):
-            with self._places.table("heights", height):
-                row = store.height_row(height)
-                if row is None:
-                    raise self._places.corrupt_table("heights", "missing", height)
-                derived.follow(row)
-            link = (row.time_s, row.proposer, txs_digest(row), row.state_root)
-            if self._links.setdefault(height, link) != link:
-                raise self._places.corrupt_table("heights", "differs from another miner's", height)
-            if self._progress is not None:
-                self._progress(store.miner_id, height, last)
-        return derived
 
     def _check_derived(self, store: LedgerStore, derived: Derivation) -> None:
         """Compare snapshot, blocks and entries, in both directions."""

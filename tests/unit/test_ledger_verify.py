@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 
 from coordinator.ledger.replay import verify_directory
 from coordinator.ledger.rows import chain_hash, first_link, pack_txs, unpack_txs
+from coordinator.ledger.store import LedgerStore
 from edge_sdk.errors import CorruptLedgerError, StoreError
-from edge_sdk.protocol import wire
-from edge_sdk.protocol.ids import MinerId
-from edge_sdk.protocol.messages import Genesis
-from tests.support.chain import Names
+from edge_sdk.protocol import cose, wire
+from edge_sdk.protocol.ids import ChainId, MinerId
+from edge_sdk.protocol.messages import Domain, Genesis, PublicKey
+from tests.support.chain import Names, Runner
 from tests.support.chain_world import World
 
 MINER = "miner-1"
@@ -83,6 +85,43 @@ def test_a_whole_run_verifies_and_every_merge_is_computed_again(kept: Path) -> N
 def test_one_miner_verifies_alone(kept: Path) -> None:
     (report,) = verify_directory(kept / "miners" / MINER).miners
     assert (report.miner_id, report.version) == (MINER, 4)
+
+
+def test_a_signature_that_four_miners_have_is_verified_once(kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verified: Counter[tuple[bytes, Domain]] = Counter()
+    genuine = cose.verify
+
+    def counted(envelope: cose.Envelope, *, key: PublicKey, domain: Domain, chain_id: ChainId) -> bytes:
+        verified[envelope.signature, domain] += 1
+        return genuine(envelope, key=key, domain=domain, chain_id=chain_id)
+
+    monkeypatch.setattr(cose, "verify", counted)
+    report = verify_directory(kept / "miners" / MINER)
+    alone = sum(count for (_, domain), count in verified.items() if domain is not Domain.UPDATE)
+    assert alone > report.miners[0].heights
+    verified.clear()
+    verify_directory(kept)
+    # Updates that a miner holds and the log does not have yet are verified for each miner that holds them.
+    assert sum(count for (_, domain), count in verified.items() if domain is not Domain.UPDATE) == alone
+
+
+def test_a_miner_that_is_behind_has_a_beginning_of_the_same_log(run: Path) -> None:
+    last = int(read(run, "SELECT max(height) FROM heights")[0][0])
+    names = Names()
+    behind = run / "miners" / MINER / "ledger.sqlite3"
+    store = LedgerStore.open(behind, read_only=True)
+    heights = [row for row in store.heights() if row.height <= 3]
+    store.close()
+    behind.unlink()  # its blobs stay
+    runner = Runner(names, LedgerStore.open(behind, genesis=names.genesis, miner_id=MinerId(MINER)))
+    assert runner.store is not None
+    for row in heights:
+        finalized = runner.app.finalize(row.height, row.time_s, row.txs)
+        runner.store.commit_height(finalized, proposer=row.proposer)
+        runner.app.commit(finalized)
+    runner.store.close()
+    found = {miner.miner_id: miner.heights for miner in verify_directory(run).miners}
+    assert found == {f"miner-{i}": 3 if f"miner-{i}" == MINER else last for i in range(4)}
 
 
 def test_verifying_writes_nothing(kept: Path) -> None:
