@@ -359,7 +359,8 @@ class LedgerStore:
         """
         found = self._all("PRAGMA integrity_check(1)")
         if [row[0] for row in found] != ["ok"]:
-            raise CorruptLedgerError(f"{self.path}: {found[0][0]}", place=self.path.name)
+            said = " ".join(str(found[0][0]).split())  # SQLite breaks it into lines
+            raise CorruptLedgerError(f"{self.path}: {said}", place=self.path.name)
 
     # --- inside ---
 
@@ -447,6 +448,8 @@ class LedgerStore:
                 return self._database.execute(query, arguments).fetchall()
             except sqlite3.Error as error:
                 raise _store_error(self.path, error) from error
+            except UnicodeDecodeError as error:  # SQLite's message quotes a ruined schema, and Python cannot read it
+                raise CorruptStoreError(f"{self.path}: the schema is ruined: {error}") from error
 
     @contextmanager
     def _reading(self, table: str, *, height: int | None = None) -> Iterator[None]:

@@ -376,6 +376,8 @@ class Outbox:
             if isinstance(error, sqlite3.OperationalError):
                 raise StoreError(f"{self._path}: {error}") from error
             raise self._corrupt(str(error)) from error
+        except UnicodeDecodeError as error:  # SQLite's message quotes a ruined schema, and Python cannot read it
+            raise self._corrupt(f"the schema is ruined: {error}") from error
 
     def _corrupt(self, what: str) -> CorruptStoreError:
         return CorruptStoreError(

@@ -136,7 +136,7 @@ def _state(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
         answer, waiting = (str(error),), 0
     if answer != ("ok",):
         mend = "keep the file for analysis, move it away, and enrol this device anew"
-        yield Finding(Level.FAIL, "state", f"{path}: {answer[0]}", mend)
+        yield Finding(Level.FAIL, "state", f"{path}: {' '.join(str(answer[0]).split())}", mend)
     else:
         yield Finding(Level.OK, "state", f"{waiting} updates wait for their outcome")
 
