@@ -106,8 +106,8 @@ def _verify(directory: Path, *, anchor: str | None, as_json: bool) -> int:
         with _progress() as progress:
             report = verify_directory(directory, progress=progress)
     except CorruptLedgerError as error:
-        where = error.place if error.height is None else f"{error.place}, height {error.height}"
-        print(f"flchain ledger verify: {where}: {error}", file=sys.stderr)
+        where = "" if str(error).startswith(error.place) else f"{error.place}: "
+        print(f"flchain ledger verify: {where}{error}", file=sys.stderr)
         return EXIT_CORRUPT
     if as_json:
         json.dump([_document(miner) for miner in report.miners], sys.stdout, indent=2)

@@ -41,16 +41,17 @@ class Pruner:
             self._blob_of[update_digest] = blob_digest
 
     def certified(self, block_index: int) -> None:
-        """Remove blobs that are old enough after this block; updates that still wait share none of them."""
+        """Remove blobs that are old enough after this block, but none that an update still waits with."""
         if not self._blocks_kept:
             return
         last = block_index - self._blocks_kept
         rows = self._store.blocks(self._next, max(0, last - self._next + 1))
+        held = {upload.blob_digest for upload in self._store.uploads()} if rows else set()
         for row in rows:
             if row.header.index > last:
                 break
             digests = [self._blob_of.pop(entry.update_digest, None) for entry in row.entries]
-            needed = set(self._blob_of.values())
+            needed = held.union(self._blob_of.values())
             for digest in digests:
                 if digest is not None and digest not in needed:
                     self._blobs.delete(digest)

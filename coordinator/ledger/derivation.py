@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from coordinator.aggregation.merge import merge
 from coordinator.application import Application, Finalized
@@ -19,6 +20,9 @@ from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import Digest, MinerId
 from edge_sdk.protocol.messages import Genesis, ModelParams, UpdatePayload
 from edge_sdk.protocol.model import model_root
+
+RETENTION: Final = "[retention] blob_blocks of its miner"
+"""A setting that trades this audit for space: the missing blob is named, and not passed over."""
 
 ModelBlob = Callable[[int], Digest | None]
 """Digest of the blob with a version's bytes, where the miner says that it holds it."""
@@ -109,7 +113,8 @@ class Derivation:
         if self._params is None or missing:
             if self._params is not None and plan.version in self.signed_versions:
                 place = f"{BLOBS_FOLDER}/sha256/{missing[0].hex()}"
-                raise self._places.corrupt(place, f"missing; it was merged into version {plan.version}", height)
+                what = f"missing, perhaps by {RETENTION}; without it version {plan.version} cannot be merged again"
+                raise self._places.corrupt(place, what, height)
             self.merges_skipped += 1
             self._params = self._held_model(plan.version)
             return
