@@ -307,8 +307,11 @@ class Pool:
         return self._finish(chunk.digest, transfer, event.now_s) if transfer.assembly.is_complete else ()
 
     def _finish(self, update_digest: Digest, transfer: _Transfer, now_s: float) -> tuple[Effect, ...]:
-        """Judge a complete blob."""
+        """Judge a complete blob, unless the others have decided without it."""
         manifest = transfer.manifest
+        if self.ledger.is_decided(update_digest):
+            self._forget(update_digest)
+            return (SendOutcome(manifest.device_id, update_digest),)
         try:
             blob = transfer.assembly.blob()
         except DecodeError:

@@ -49,7 +49,7 @@ from edge_sdk.ports import Clock
 from edge_sdk.protocol import cose, digest, topics, wire
 from edge_sdk.protocol.ids import DeviceId, Digest
 from edge_sdk.protocol.limits import CHUNK_DATA_BYTES_MAX, PENDING_PER_DEVICE_MAX
-from edge_sdk.protocol.messages import Reason, ReceiptStatus, UpdateManifest
+from edge_sdk.protocol.messages import Outcome, Reason, ReceiptStatus, UpdateManifest
 from edge_sdk.protocol.topics import Kind
 
 log = logging.getLogger(__name__)
@@ -151,8 +151,10 @@ class Reception:
         self._receipts: OrderedDict[Digest, bytes] = OrderedDict()
 
     def resume_promises(self) -> None:
-        """Want everything on the ledger that an earlier process has receipted."""
+        """Want everything on the ledger that an earlier process has receipted and no block has decided."""
         for upload in self._tools.store.uploads():
+            if self._drop_decided(upload.update_digest) is not None:
+                continue
             self._want(upload, self._receipt(upload.device_id, upload.seq, upload.update_digest))
 
     async def run(self, messages: AsyncIterator[Arrived]) -> None:
@@ -251,12 +253,16 @@ class Reception:
         )
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._disk, self._make_durable, row, upload.blob)
+            outcome = await loop.run_in_executor(self._disk, self._make_durable, row, upload.blob)
         except StoreError as error:
             log.error("update %s not stored: %s", upload.update_digest.hex(), error)  # noqa: TRY400 - for an operator
             self._apply(StoreFailed(upload.update_digest), tasks)
             return
-        for effect in self._pool.apply(BlobStored(upload)):
+        stored = self._pool.apply(BlobStored(upload))
+        if outcome is not None:
+            tools.courier.outcome(manifest.device_id, outcome)
+            return
+        for effect in stored:
             assert isinstance(effect, SendReceipt)
             receipt = self._send_stored(effect)
             failpoints.hit("miner.after_receipt")
@@ -270,12 +276,24 @@ class Reception:
             device=manifest.device_id,
         )
 
-    def _make_durable(self, row: UploadRow, blob: bytes) -> None:
-        """Blob, then row: what a receipt promises. Runs in the disk thread."""
+    def _make_durable(self, row: UploadRow, blob: bytes) -> Outcome | None:
+        """Blob, then row: what a receipt promises. Runs in the disk thread.
+
+        Returns:
+            The end of the update, if its block was certified before the row was there to be removed with it.
+        """
         self._tools.blobs.put(blob)
         failpoints.hit("miner.after_blob")
         self._tools.store.put_upload(row)
         failpoints.hit("miner.after_row")
+        return self._drop_decided(row.update_digest)
+
+    def _drop_decided(self, update_digest: Digest) -> Outcome | None:
+        """Forget an update whose certified end is known, and return that end: there is nothing left to promise."""
+        outcome = self._tools.store.outcome(update_digest)
+        if outcome is not None:
+            self._tools.store.drop_upload(update_digest)
+        return outcome
 
     def _lie(self, event: Event) -> None:
         """Confirm an update that was never looked at (``Behaviour.LYING_RECEIPTS``)."""
@@ -344,10 +362,14 @@ class Reception:
         def give_up(reason: Reason) -> bool:
             if reason not in _PERMANENT:
                 return False
-            log.warning("update %s of %s will never be on the ledger: %s", key.hex(), upload.device_id, reason.name)
-            self._tools.store.drop_upload(key)
             self._tools.submitter.drop(("receipt", key))
             self._ledger.observe((key,))
+            outcome = self._drop_decided(key)
+            if outcome is not None:  # so long ago that the state has forgotten its number
+                self._tools.courier.outcome(upload.device_id, outcome)
+                return True
+            log.warning("update %s of %s will never be on the ledger: %s", key.hex(), upload.device_id, reason.name)
+            self._tools.store.drop_upload(key)
             self._refuse(SendReceipt(upload.device_id, upload.seq, key, ReceiptStatus.REFUSED, reason))
             return True
 

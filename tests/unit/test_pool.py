@@ -134,6 +134,18 @@ def test_a_whole_upload_is_stored_and_only_then_receipted(pool: Pool, ledger: Fa
     assert receipt == SendReceipt(DEVICE, 0, update_digest, ReceiptStatus.STORED, Reason.NONE)
 
 
+def test_a_transfer_that_ends_after_the_verdict_is_answered_with_it(pool: Pool, ledger: FakeLedger) -> None:
+    envelope = seal(manifest_of(BLOB))
+    update_digest = digest.update_digest(envelope)
+    pool.apply(ManifestArrived(DEVICE, envelope, 0.0))
+    *first, last = chunk_messages(BLOB, update_digest)
+    for message in first:
+        pool.apply(ChunkArrived(DEVICE, message, 0.1))
+    ledger.decided.add(update_digest)  # the other miners had it all
+    assert pool.apply(ChunkArrived(DEVICE, last, 0.2)) == (SendOutcome(DEVICE, update_digest),)
+    assert pool.assembly_bytes == 0
+
+
 def test_chunks_in_any_order_and_twice(pool: Pool) -> None:
     envelope = seal(manifest_of(BLOB))
     messages = chunk_messages(BLOB, digest.update_digest(envelope))
