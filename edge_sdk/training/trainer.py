@@ -22,6 +22,7 @@ import numpy as np
 
 from edge_sdk.errors import ConfigError, DecodeError, LocalProtocolError, NonFiniteError, TrainingError
 from edge_sdk.protocol import codec
+from edge_sdk.protocol.limits import MODEL_VALUE_MAX
 from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.dropout import DropoutMasks
 from edge_sdk.training.memory import return_memory
@@ -289,9 +290,14 @@ class Trainer:
             raise LocalProtocolError("no model is loaded")
 
     def _check_finite(self) -> None:
-        for name, state in self._states.items():
-            if state.dtype == np.float32 and not np.isfinite(state).all():
-                raise NonFiniteError(f"tensor {name}: a value is not finite")
+        """Refuse a job that diverged: clipping would turn its delta into a small step in a meaningless direction."""
+        for spec in self.artifact.network.tensors:
+            state = self._states[spec.name]
+            if state.dtype != np.float32:
+                continue  # Q8.8 saturates
+            largest = float(np.abs(state).max(initial=0.0))
+            if not largest <= MODEL_VALUE_MAX * 2.0**spec.exponent:
+                raise NonFiniteError(f"tensor {spec.name}: {largest:g} is no value that a model can hold")
 
 
 def _judge(

@@ -80,7 +80,7 @@ def test_masked_places_do_not_count(backend: str, artifact: Artifact) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_state_saturates_instead_of_wrapping(backend: str) -> None:
     trainer = loaded(backend)
-    report = trainer.train(dataset(), steps=5, lr=50.0, rng=np.random.default_rng(2))
+    report = trainer.train(dataset(), steps=5, lr=20.0, rng=np.random.default_rng(2))
     states = np.concatenate([trainer._states[name].ravel() for name in trainer._scales])
     assert report.saturated == np.isin(states, (-32_768, 32_767)).sum() > 0
     start = np.concatenate([trainer._start[name].ravel() for name in trainer._scales]).astype(np.int32)
@@ -163,6 +163,14 @@ def test_diverging_training_stops(backend: str) -> None:
     trainer.load(PARAMS)
     with np.errstate(all="ignore"), pytest.raises(NonFiniteError):
         trainer.train(dataset(), steps=60, lr=1e12, rng=np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_quantized_training_that_diverged_is_not_published(backend: str) -> None:
+    """The weights saturate and the loss stays finite; the biases tell, and the clip would hide them in a small step."""
+    trainer = loaded(backend)
+    with np.errstate(all="ignore"), pytest.raises(NonFiniteError, match="no value that a model can hold"):
+        trainer.train(dataset(), steps=3, lr=1e12, rng=np.random.default_rng(0))
 
 
 def test_non_finite_parameters_are_not_scored() -> None:
