@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
 SCALE: Final = 10.0
 UNCLIPPED_NORM: Final = 1e9
-DIVERGING_RATE: Final = 1e30
-"""Learning rate under which training leaves the finite numbers within a few steps."""
+DIVERGING_RATE: Final = 3e38
+"""Learning rate just below the largest float32: training leaves the finite numbers within a few steps.
+
+With 1e30 the quantized weights saturate and the biases stay finite: that is divergence, not NaN.
+"""
 
 
 def clip_norm(kind: str, honest: float) -> float:
