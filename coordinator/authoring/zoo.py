@@ -16,14 +16,12 @@ from typing import Final
 import numpy as np
 
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.parameters import EXPONENT, to_tensor
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.messages import ModelParams, ModelTensor
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.network import INPUT, Network, Node, Op, Role, Scheme, TensorSpec
-from edge_sdk.training.quantize import channel_scales
 
-GENESIS_EXPONENT: Final = -24
-"""Parameters reach +-64 in steps of 6e-8: a float32 of magnitude 1 has the same resolution."""
 _LENET_SIDE_MIN: Final = 20
 _LENET_SIDE_UNPADDED: Final = 32
 _IMAGE_RANK, _SERIES_RANK = 3, 2
@@ -90,10 +88,8 @@ class _Layers:
         weight, bias = f"{kind}{index}_weight", f"{kind}{index}_bias"
         channels = (shape[channel_axis],)
         self.tensors += [
-            TensorSpec(
-                name=weight, shape=shape, role=Role.WEIGHT, channel_axis=channel_axis, exponent=GENESIS_EXPONENT
-            ),
-            TensorSpec(name=bias, shape=channels, role=Role.BIAS, channel_axis=-1, exponent=GENESIS_EXPONENT),
+            TensorSpec(name=weight, shape=shape, role=Role.WEIGHT, channel_axis=channel_axis, exponent=EXPONENT),
+            TensorSpec(name=bias, shape=channels, role=Role.BIAS, channel_axis=-1, exponent=EXPONENT),
         ]
         return weight, bias
 
@@ -163,22 +159,9 @@ def genesis_params(tensors: tuple[TensorSpec, ...], *, seed: int) -> ModelParams
 
 def _genesis_tensor(spec: TensorSpec, rng: np.random.Generator) -> ModelTensor:
     if spec.role is Role.BIAS:
-        values, scale_m, scale_k = np.zeros(spec.shape, np.int32), b"", b""
-    else:
-        fan_in = spec.size // spec.shape[spec.channel_axis]
-        floats = rng.normal(0.0, math.sqrt(2.0 / fan_in), spec.shape)
-        values = np.rint(np.ldexp(floats, -spec.exponent)).astype(np.int32)
-        m, k = channel_scales(values, spec.exponent, spec.channel_axis)
-        scale_m, scale_k = m.tobytes(), k.tobytes()
-    return ModelTensor(
-        name=spec.name,
-        shape=spec.shape,
-        exponent=spec.exponent,
-        channel_axis=spec.channel_axis,
-        values=values.astype("<i4").tobytes(),
-        scale_m=scale_m,
-        scale_k=scale_k,
-    )
+        return to_tensor(spec, np.zeros(spec.shape))
+    fan_in = spec.size // spec.shape[spec.channel_axis]
+    return to_tensor(spec, rng.normal(0.0, math.sqrt(2.0 / fan_in), spec.shape))
 
 
 def build(
