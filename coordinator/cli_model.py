@@ -1,4 +1,4 @@
-"""``flchain model``: fetch a certified model, check it against the trust anchor, look inside. Trusts no miner."""
+"""``flchain model``: build an artifact, fetch a certified model, check it, look inside. Trusts no miner."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import httpx
-
+from coordinator import cli_model_build
 from coordinator.genesis_file import load_genesis
 from edge_sdk.adapters.durable_files import read_file, write_file
 from edge_sdk.adapters.system_clock import SystemClock
@@ -35,6 +35,9 @@ from edge_sdk.protocol.messages import Certificate, Genesis, ModelParams
 from edge_sdk.protocol.model import check_params, model_root
 from edge_sdk.training.artifact import ARTIFACT_BYTES_MAX, Artifact
 
+if TYPE_CHECKING:
+    import httpx
+
 DOCUMENT_BYTES_MAX: Final = 2 * ENVELOPE_BYTES_MAX
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 20.0
@@ -53,6 +56,8 @@ class Pulled:
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments; a model that does not hold is an error."""
     options = _parser().parse_args(argv)
+    if options.command == "build":
+        return cli_model_build.build(options)
     if options.command == "inspect":
         return _inspect(options.file)
     genesis = load_genesis(options.genesis)
@@ -64,7 +69,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="flchain model", description="Fetch, verify and inspect models.")
+    parser = argparse.ArgumentParser(prog="flchain model", description="Build, fetch, verify and inspect models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     pull = commands.add_parser("pull", help="fetch a model from a miner and verify it as a device does")
     pull.add_argument("--miner", required=True, type=_url, help="address, such as http://127.0.0.1:8080")
@@ -76,6 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (pull, verify):
         command.add_argument("--genesis", type=Path, required=True, help="trust anchor")
         command.add_argument("--anchor", help="SHA-256 that the genesis must have, in hex")
+    build = commands.add_parser("build", help="make a trainable artifact of a forward ONNX model")
+    cli_model_build.add_parser(build)
     inspect = commands.add_parser("inspect", help="show what a model or artifact file holds")
     inspect.add_argument("file", type=Path)
     return parser
@@ -159,17 +166,16 @@ def _inspect_artifact(file: Path, data: bytes) -> int:
         artifact = Artifact.load(data)
     except DecodeError as error:
         raise EdgeFLError(f"{file}: neither a model nor an artifact: {error}") from error
-    network = artifact.network
-    print(f"artifact {artifact.name}: {artifact.scheme.name.lower()}, batch {artifact.batch}")
-    print(f"input {'x'.join(map(str, network.input_shape))}, {network.class_count} classes, {len(network.nodes)} nodes")
-    for node in network.nodes:
-        print(f"  {node.op.name.lower():<24} {' '.join(node.inputs)} -> {node.output}")
-    print(f"graphs: training step {len(artifact.train_onnx)} bytes, evaluation {len(artifact.eval_onnx)} bytes")
+    cli_model_build.describe(artifact)
     return 0
 
 
 def _fetch(miner: str, version: str) -> Pulled:
     """Fetch a version's description and bytes; sizes are bounded before anything is kept."""
+    try:
+        import httpx
+    except ImportError as error:
+        raise ConfigError("flchain model pull needs an extra: pip install 'edge-flchain[miner]'") from error
     timeout = httpx.Timeout(SILENCE_S, connect=CONNECT_S)
     try:
         with httpx.Client(base_url=miner, timeout=timeout, trust_env=False, follow_redirects=False) as client:
@@ -186,7 +192,7 @@ def _fetch(miner: str, version: str) -> Pulled:
 def _get(client: httpx.Client, path: str, *, bytes_max: int) -> bytes:
     data = bytearray()
     with client.stream("GET", path, headers={"accept-encoding": "identity"}) as response:
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != HTTPStatus.OK:
             raise RemoteProtocolError(f"{client.base_url}{path.lstrip('/')}: status {response.status_code}")
         for piece in response.iter_raw():
             if len(data) + len(piece) > bytes_max:

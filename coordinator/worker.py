@@ -49,7 +49,12 @@ class Worker:
             TrainingError: the fold is not one for this artifact.
         """
         network = artifact.network
-        dataset = load_dataset(fold_file, input_shape=network.input_shape, class_count=network.class_count)
+        dataset = load_dataset(
+            fold_file,
+            input_shape=network.input_shape,
+            class_count=network.class_count,
+            has_labels=network.is_classifier,
+        )
         self._fold = fold_of(dataset)
         self._trainer = Trainer(artifact, backend=backend)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="arrays")

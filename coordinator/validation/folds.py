@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk.errors import TrainingError
 
@@ -19,10 +19,10 @@ FOLD_EXAMPLES_MAX: Final = 8_192
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fold:
-    """Examples as the network takes them: x float32 (n, *input_shape), y int64 (n,)."""
+    """Examples as the network takes them: x float32 (n, *input_shape), y int64 (n,) or float32 (n, outputs)."""
 
     x: npt.NDArray[np.float32]
-    y: npt.NDArray[np.int64]
+    y: npt.NDArray[Any]
 
 
 def fold_of(dataset: ArrayDataset) -> Fold:

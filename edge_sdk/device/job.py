@@ -360,7 +360,12 @@ class Trainers:
         from edge_sdk.training.dataset import load_dataset
 
         network = artifact.network
-        return load_dataset(self._config.data, input_shape=network.input_shape, class_count=network.class_count)
+        return load_dataset(
+            self._config.data,
+            input_shape=network.input_shape,
+            class_count=network.class_count,
+            has_labels=network.is_classifier,
+        )
 
     def _new_trainer(self, artifact: Artifact) -> Trainer:
         from edge_sdk.training.trainer import Trainer

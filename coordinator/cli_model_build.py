@@ -1,0 +1,116 @@
+"""``flchain model build``: a forward ONNX model in, a trainable artifact and its version 0 out; and what it costs."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from edge_sdk.adapters.durable_files import write_file
+from edge_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from coordinator.authoring.cost import StepCost
+    from edge_sdk.training.artifact import Artifact
+
+LOSSES: Final = ("ce", "mse", "bce")
+STATES: Final = ("q8.8", "fp32")
+BATCH: Final = 32
+_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
+
+
+def add_parser(build: argparse.ArgumentParser) -> None:
+    """Declare the options of ``build``."""
+    build.add_argument("model", type=Path, metavar="MODEL.onnx", help="forward model with one input of floats")
+    build.add_argument(
+        "--loss", required=True, choices=LOSSES, help="softmax or binary cross-entropy of logits, or squared error"
+    )
+    build.add_argument("--label-smoothing", type=float, default=0.0, metavar="SHARE", help="of ce (default: 0)")
+    build.add_argument(
+        "--trainable",
+        default="all",
+        metavar="all|last:N|biases|NAME,...",
+        help="the rest is frozen and costs no gradient (default: all); names are tensors or layers",
+    )
+    build.add_argument("--batch", type=int, default=BATCH, help=f"examples per step (default: {BATCH})")
+    build.add_argument(
+        "--state", choices=STATES, default=STATES[0], help=f"arithmetic of the weights (default: {STATES[0]})"
+    )
+    build.add_argument("-o", "--out", type=Path, required=True, metavar="NAME.flm", help="artifact to write")
+
+
+def build(options: argparse.Namespace) -> int:
+    """Import, differentiate, write artifact and version 0 beside it."""
+    out: Path = options.out
+    if _NAME.fullmatch(out.stem) is None or out.suffix != ".flm":
+        raise ConfigError(f"--out {out}: expected NAME.flm with up to 48 letters, digits, dots, dashes")
+    _require_onnx()
+    from coordinator.authoring.builder import build_artifact
+    from coordinator.authoring.parameters import to_params
+    from coordinator.authoring.trainable import with_trainable
+    from coordinator.onnx_files import import_file
+    from edge_sdk.protocol import wire
+    from edge_sdk.training.network import Scheme
+
+    imported = import_file(options.model, loss=options.loss, smoothing=options.label_smoothing)
+    network = with_trainable(imported, options.trainable)
+    scheme = Scheme.INT8 if options.state == "q8.8" else Scheme.FP32
+    artifact = build_artifact(out.stem, network, batch=options.batch, scheme=scheme)
+    params = to_params(network.tensors, imported.arrays)
+    parameters_file = out.with_suffix(".model.cbor")
+    write_file(parameters_file, wire.to_bytes(params))
+    write_file(out, artifact.data)
+    for note in imported.notes:
+        print(f"note: {note}")
+    print(f"{out}: {len(artifact.data)} bytes, sha256 {artifact.digest.hex()}")
+    print(f"{parameters_file}: version 0, the parameters of {options.model}")
+    describe(artifact)
+    return 0
+
+
+def describe(artifact: Artifact) -> None:
+    """Print an artifact's layers and, where the authoring extra is installed, what a step costs."""
+    network = artifact.network
+    outputs = f"{network.class_count} {'classes' if network.is_classifier else 'outputs'}"
+    print(f"artifact {artifact.name}: {artifact.state_kind} state, batch {artifact.batch}")
+    print(f"input {_sizes(network.input_shape)}, {outputs}, loss {network.loss.name.lower()}")
+    print(f"graphs: training step {len(artifact.train_onnx)} bytes, evaluation {len(artifact.eval_onnx)} bytes")
+    try:
+        from coordinator.authoring.cost import step_cost
+    except ImportError:
+        print("layers and costs: need the authoring extra (onnx)")
+        return
+    _print_cost(artifact, step_cost(artifact))
+
+
+def _print_cost(artifact: Artifact, cost: StepCost) -> None:
+    header = ("LAYER", "OUTPUT", "PARAMETERS", "TRAINED", "MACS")
+    print(f"{header[0]:<44} {header[1]:<14} {header[2]:>10} {header[3]:>10} {header[4]:>14}")
+    for layer in cost.layers:
+        tensors = [name.removesuffix("_weight") for name in layer.node.tensors[:1]]
+        label = " ".join((layer.node.op.name.lower(), *tensors))
+        shape = _sizes(layer.output_shape) or "-"
+        macs = layer.forward_macs + layer.backward_macs
+        print(f"{label:<44} {shape:<14} {layer.parameters:>10} {layer.trainable:>10} {macs:>14}")
+    trained = sum(layer.trainable for layer in cost.layers)
+    print(f"trained: {trained} of {artifact.network.parameter_count} parameters")
+    print(f"a step: {cost.macs} multiply-accumulates of a batch, forward and backward")
+    parameters_kib, activations_kib = cost.parameter_bytes / 1024, cost.activation_bytes / 1024
+    print(
+        f"predicted memory: {parameters_kib:.1f} KiB parameters, {activations_kib:.1f} KiB activations; "
+        "the runtime's own is not counted"
+    )
+
+
+def _require_onnx() -> None:
+    try:
+        import onnx  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(
+            "flchain model build needs the authoring extra: pip install 'edge-flchain[authoring]'"
+        ) from error
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
