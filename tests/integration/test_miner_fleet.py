@@ -12,6 +12,7 @@ from coordinator.broker.local import BrokerKind
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.messages import Codec, Reason, ReceiptStatus, Verdict
 from tests.support.fleet import Fleet, Rules, until_same_height
+from tests.support.ordering import until
 from tests.support.scripted_device import ScriptedDevice
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("mosquitto_path")]
@@ -95,9 +96,13 @@ def test_bad_input_is_refused_with_a_reason_and_the_loop_goes_on() -> None:
                 digest = device.publish_manifest(second)
                 assert (await device.until_receipt(digest, ReceiptStatus.REFUSED)).reason is Reason.EQUIVOCATION
                 assert len(device.receipt_envelopes) <= count + 4
+
+            async def is_evident() -> bool:
+                return "flchain_evidence_total 1.0" in await fleet.metrics("miner-0")
+
+            await until(is_evident)  # the refusal was said at once; the evidence goes through the log
             metrics = await fleet.metrics("miner-0")
             assert 'flchain_messages_refused_total{reason="bad_signature"} 1.0' in metrics
-            assert "flchain_evidence_total 1.0" in metrics
             await until_same_height(fleet, version=1)
 
     asyncio.run(scenario())
