@@ -146,7 +146,7 @@ def _check_anchor(directory: Path, anchor: str) -> None:
         finally:
             store.close()
         if found != anchor:
-            raise CorruptLedgerError(f"genesis {found}, expected {anchor}", place=str(file), height=0)
+            raise CorruptLedgerError(f"{file}, height 0: genesis {found}, expected {anchor}", place=str(file), height=0)
 
 
 @contextmanager
