@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from edge_sdk.adapters.heap import share_one_heap
 from edge_sdk.adapters.json_logs import log_to_stderr
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.errors import ConfigError, EdgeFLError
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
 def _run(config: DeviceConfig, arguments: argparse.Namespace) -> int:
     from edge_sdk.device.app import Device
 
+    share_one_heap()
     if _must_enrol(config):
         _enrol(config, arguments)
     return Device(config).run()
