@@ -106,6 +106,7 @@ class RealFleet:
         for device in self.devices.values():
             device.config.write_text(device.config.read_text() + setting.device_toml)
         self._processes = Processes(self._workspace.logs)
+        self._started: set[str] = set()
         self.is_stopped = False
 
     def __enter__(self) -> Self:
@@ -141,6 +142,7 @@ class RealFleet:
         """Start processes that are not running."""
         environment = {VARIABLE: failpoint, OFFSET_VARIABLE: str(clock_offset_s), "PYTHONPATH": str(ROOT)}
         for name in names:
+            self._started.add(name)
             self._processes.start(name, ["edge_sdk.entry", *self._arguments(name)], environment=environment)
 
     def kill(self, *names: str) -> None:
@@ -175,6 +177,12 @@ class RealFleet:
     def child(self, name: str) -> Child:
         """A process by its name."""
         return self._processes[name]
+
+    def ended(self) -> dict[str, int]:
+        """Exit statuses of the processes that do not run now: who was stopped from outside is not a stalled fleet."""
+        names = (SEQUENCER, *self.miners, *self.devices)
+        statuses = {name: self.child(name).status for name in names if name in self._started}
+        return {name: status for name, status in statuses.items() if status is not None}
 
     def start_broker(self) -> None:
         """Start the broker, on the port that it had."""
@@ -265,7 +273,7 @@ class RealFleet:
                     return
             except sqlite3.OperationalError:
                 pass
-            assert time.monotonic() < deadline_s, f"not within {seconds:g} s: {what}"
+            assert time.monotonic() < deadline_s, f"not within {seconds:g} s: {what}; ended: {self.ended()}"
             time.sleep(_POLL_S)
 
     def until_progress(self, *, blocks: int = 1, miners: tuple[str, ...] = ()) -> None:
