@@ -67,8 +67,8 @@ def test_healthy_device(
     (device.folder / "artifact.flm").write_bytes(make_model()[0].data)
     with running_mosquitto(mosquitto_path, tmp_path / "broker", free_tcp_port):
         code, found = diagnose(device, capsys)
+    assert set(found.values()) == {"ok"}, found
     assert code == 0
-    assert set(found.values()) == {"ok"}
     assert set(found) == {
         "genesis",
         "clock",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import subprocess
 import threading
 import time
@@ -63,6 +64,7 @@ CHAIN = ChainId("test-chain")
 TASK = TaskId("digits")
 MINERS = tuple(MinerId(f"m{number}") for number in range(1, 5))
 ZERO = Digest(bytes(32))
+LISTEN_TIMEOUT_S = 20.0
 
 
 def task_params(**changes: object) -> TaskParams:
@@ -442,7 +444,9 @@ def running_mosquitto(program: Path, folder: Path, port: int) -> Iterator[Callab
     process: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        process.append(subprocess.Popen([program, "-c", config], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        with (folder / "mosquitto.log").open("ab") as output:
+            process.append(subprocess.Popen([program, "-c", config], stdout=output, stderr=output))
+        _wait_for_listener(process[-1], port, folder / "mosquitto.log")
 
     def restart() -> None:
         process[-1].kill()
@@ -456,3 +460,18 @@ def running_mosquitto(program: Path, folder: Path, port: int) -> Iterator[Callab
     finally:
         process[-1].kill()
         process[-1].wait()
+
+
+def _wait_for_listener(process: subprocess.Popen[bytes], port: int, output: Path) -> None:
+    """Return once the broker accepts connections: tests count from there, not from the start of its process."""
+    deadline_s = time.monotonic() + LISTEN_TIMEOUT_S
+    while True:
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            if process.poll() is not None or time.monotonic() > deadline_s:
+                said = output.read_text(errors="replace")
+                raise RuntimeError(f"mosquitto does not listen on port {port}: {said}") from None
+            time.sleep(0.01)
+        else:
+            return
