@@ -72,8 +72,9 @@ broker:
 demo: $(DEMO_STAMP)
 	@$(BIN)/flchain demo $(ARGS)
 
+# Its quick tests are a part of test's: asked for together, they run once.
 check: $(TEST_STAMP)
-	@$(BIN)/python -m tools.check
+	@$(BIN)/python -m tools.check $(if $(filter test test-full,$(MAKECMDGOALS)),--no-tests)
 
 # After check when both are asked for: two suites at once would disturb each other's time limits.
 test: $(TEST_STAMP) broker image-tools $(filter check,$(MAKECMDGOALS))
