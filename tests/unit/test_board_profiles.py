@@ -10,7 +10,7 @@ from firmware_profiles.profile import BOARDS, InitFormat, UnknownBoardError, boa
 
 
 def test_all_boards_load_and_are_named_like_their_file() -> None:
-    assert len(board_ids()) == 10
+    assert len(board_ids()) == 11
     for board_id in board_ids():
         assert load_profile(board_id).board_id == board_id
 
@@ -19,7 +19,7 @@ def test_every_figure_states_condition_and_source() -> None:
     for board_id in board_ids():
         content = tomllib.loads((BOARDS / f"{board_id}.toml").read_text(encoding="utf-8"))
         figures = [entry for name in ("cpu", "memory", "power", "link") for entry in content.get(name, {}).values()]
-        assert figures, board_id
+        assert figures or board_id == "arm64-generic", board_id  # nothing is true of every arm64 board
         for figure in figures:
             assert isinstance(figure["value"], int | float)
             assert figure["condition"]
