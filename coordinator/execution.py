@@ -192,7 +192,7 @@ def _tick(draft: Draft, tick: Tick) -> TxResult:
     phase, attempt, ticks = rounds.open_attempt(core)
     if (tick.block_index, tick.phase, tick.attempt) != (core.block_index, phase, attempt):
         return TxResult(Reason.WRONG_PHASE, f"block {core.block_index} is in {phase.name}, attempt {attempt}")
-    if not rounds.is_tick_due(core, draft.updates.values()):
+    if not rounds.is_tick_valid(core, draft.updates.values()):
         return TxResult(Reason.WRONG_PHASE, f"nothing waits for a tick in {phase.name}")
     if tick.miner_id in ticks:
         return TxResult(Reason.DUPLICATE)

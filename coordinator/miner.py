@@ -114,6 +114,7 @@ class Miner:
         )
         self._reception = Reception(reception_tools, pool, intake_ledger)
         self._duties = DutyRunner(self._duty_tools(), lambda: self._application.state)
+        self._clock = clock
         self._deadlines = Deadlines(config.miner_id, genesis.params)
         self._height_committed = asyncio.Event()
         self._follower = Follower(
@@ -194,7 +195,7 @@ class Miner:
         while True:
             self._height_committed.clear()
             state = self._application.state
-            rest_s = self._deadlines.remaining_s(state, loop.time())
+            rest_s = self._deadlines.remaining_s(state, loop.time(), time_s=self._clock.time_s())
             if rest_s == 0.0:
                 self._tick(state)
                 rest_s = None
@@ -208,7 +209,8 @@ class Miner:
         def is_done(now: State) -> bool:
             phase = open_phase(now)
             is_open = (phase.block_index, phase.phase, phase.attempt) == place
-            return not is_open or not phase.tick_is_due or self._config.miner_id in phase.ticked
+            is_wanted = phase.tick_is_due or phase.certified_until_s is not None
+            return not is_open or not is_wanted or self._config.miner_id in phase.ticked
 
         tick = self._courier.seal(self._deadlines.tick(state), Domain.TICK)
         self._submitter.want(("tick", place), tick, is_done)

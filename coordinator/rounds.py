@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import assert_never
+from typing import Final, assert_never
 
 from coordinator.admission import cut_reason
 from coordinator.aggregation import fedbuff
@@ -59,6 +59,8 @@ from edge_sdk.protocol.messages import (
     Reason,
     Verdict,
 )
+
+LAPSED_PER_BLOCK: Final = 16
 
 
 class Chain:
@@ -122,7 +124,9 @@ class OpenPhase:
     attempt: int
     ticked: tuple[MinerId, ...]
     tick_is_due: bool
-    """Whether a tick would count now: in COLLECT only if an update waits for the cut, in CERTIFY never."""
+    """Whether something waits for a tick: in COLLECT an update that waits for the cut, in CERTIFY nothing."""
+    certified_until_s: int | None
+    """Expiry of the newest certificate while blocks are collected: shortly before it an empty block renews it."""
 
 
 def duties(state: State, miner_id: MinerId, genesis: Genesis) -> tuple[Duty, ...]:
@@ -164,7 +168,8 @@ def open_phase(state: State) -> OpenPhase:
         phase=phase,
         attempt=attempt,
         ticked=ticked,
-        tick_is_due=is_tick_due(state.core, state.updates.values()),
+        tick_is_due=_tick_is_due(state.core, state.updates.values()),
+        certified_until_s=_certified_until_s(state.core),
     )
 
 
@@ -175,8 +180,20 @@ def open_attempt(core: Core) -> tuple[Phase, int, tuple[MinerId, ...]]:
     return core.round.phase, core.round.attempt, core.round.ticks
 
 
-def is_tick_due(core: Core, updates: Iterable[UpdateRecord]) -> bool:
-    """Whether a tick would count."""
+def is_tick_valid(core: Core, updates: Iterable[UpdateRecord]) -> bool:
+    """Whether a tick counts. While nothing waits it asks for an empty block, whose certificate has a new expiry.
+
+    When that is due only a miner's clock knows: an idle log has no heights, so the state's time stands still.
+    """
+    return _tick_is_due(core, updates) or _certified_until_s(core) is not None
+
+
+def _certified_until_s(core: Core) -> int | None:
+    """Expiry of the newest certificate, if an empty block may renew it now."""
+    return None if core.round is not None or core.last_statement is None else core.last_statement.expiry_s
+
+
+def _tick_is_due(core: Core, updates: Iterable[UpdateRecord]) -> bool:
     if core.round is not None:
         return core.round.phase in (Phase.COMMIT, Phase.REVEAL)
     return any(update.status is UpdateStatus.PENDING or core.height > update.expiry_height for update in updates)
@@ -207,17 +224,19 @@ def _advance(draft: Draft, chain: Chain) -> bool:
 
 
 def _cut(draft: Draft, chain: Chain) -> bool:
-    """Open a block when there are enough pending updates, or some and a quorum of ticks."""
+    """Open a block when there are enough pending updates, or a quorum of ticks."""
     core, params = draft.core, chain.genesis.params
     pending = [update for update in draft.updates.values() if update.status is UpdateStatus.PENDING]
     if len(pending) >= params.block_size:
         cause = CutCause.SIZE
-    elif chain.miners.is_quorum(core.collect_ticks) and is_tick_due(core, draft.updates.values()):
+    elif chain.miners.is_quorum(core.collect_ticks) and is_tick_valid(core, draft.updates.values()):
         cause = CutCause.TAU
     else:
         return False
-    taken = pending[: params.block_size]
     lapsed = [u for u in draft.updates.values() if u.status is UpdateStatus.WAITING and core.height > u.expiry_height]
+    # Blocks that are always full leave room for some: what never got its quorum must not stay for ever.
+    room = BLOCK_UPDATES_MAX - min(len(lapsed), LAPSED_PER_BLOCK)
+    taken = pending[: min(params.block_size, room)]
     taken += lapsed[: BLOCK_UPDATES_MAX - len(taken)]
     candidates, refused = _sort_out(draft, taken, staleness_max=params.staleness_max)
     for update in taken:

@@ -6,6 +6,7 @@ judge, because a refusal of that kind is answered with a receipt.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, Final
 
 from edge_sdk.errors import DecodeError
@@ -51,6 +52,16 @@ def _check_proof(proof: m.InclusionProof) -> None:
 def _check_scores(scores: m.Scores) -> None:
     if scores.classes and len(scores.classes) != len(scores.updates) + 1:
         raise _mismatch("class scores that do not match the updates")
+
+
+def _check_carried(carried: tuple[int, ...]) -> None:
+    if any(b <= a for a, b in itertools.pairwise(carried)):
+        raise _mismatch("positions of tensors that are not ascending, each once")
+
+
+def _check_params(params: m.TaskParams) -> None:
+    if (params.codec is m.Codec.INT8_TOPK) != (params.top_share_q16 is not None):
+        raise _mismatch(f"codec {params.codec.name} with a share of values of {params.top_share_q16}")
 
 
 def check_tensor(tensor: m.ModelTensor) -> None:
@@ -109,6 +120,8 @@ _MINER: Final = record(
 )
 _PARAMS: Final = record(
     m.TaskParams,
+    check=_check_params,
+    appended=2,
     block_size=Int(1, limits.BLOCK_UPDATES_MAX),
     tau_ms=_POSITIVE,
     phase_ms=_POSITIVE,
@@ -125,6 +138,8 @@ _PARAMS: Final = record(
     batch=_POSITIVE,
     learning_rate_q24=_POSITIVE,
     example_count_max=_POSITIVE,
+    carried=Nullable(Array(Int(0, limits.TENSORS_MAX - 1), 1, limits.TENSORS_MAX, check=_check_carried)),
+    top_share_q16=Nullable(Int(1, 1 << 16)),
 )
 _STATEMENT: Final = record(
     m.CertificateStatement,
@@ -165,7 +180,7 @@ _HEADER: Final = record(
     version=_COUNT,
     base_root=_DIGEST,
     base_score=_SCORE,
-    entry_count=Int(1, limits.BLOCK_UPDATES_MAX),
+    entry_count=Int(0, limits.BLOCK_UPDATES_MAX),
     entries_root=_DIGEST,
     previous_hash=_DIGEST,
 )
@@ -214,6 +229,7 @@ _RECORDS: Final = (
     _MODEL_TENSOR,
     record(
         m.Genesis,
+        appended=2,
         chain_id=_NAME,
         task=_NAME,
         created_s=_COUNT,
@@ -224,6 +240,14 @@ _RECORDS: Final = (
         model_root=_DIGEST,
         model_digest=_DIGEST,
         model_bytes=_BLOB_BYTES,
+        artifact_bytes=Nullable(Int(1, limits.ARTIFACT_BYTES_MAX, reason=Reason.OVERSIZE)),
+        artifact_author=Nullable(_KEY),
+    ),
+    record(
+        m.AuthoredArtifact,
+        bytes_max=limits.ARTIFACT_BYTES_MAX,
+        author=_KEY,
+        artifact=Bytes(1, limits.ARTIFACT_BYTES_MAX),
     ),
     record(
         m.UpdateManifest,

@@ -25,6 +25,7 @@ def run(world: World, steps: int) -> None:
         world.step()
         world.check_nothing_lost()
     world.drain()
+    world.rest()
 
 
 def named(world: World) -> set[tuple[EvidenceKind, str]]:

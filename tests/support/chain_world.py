@@ -41,6 +41,8 @@ from tests.support.chain import CREATED_S, SALT, Names, toy_payload
 
 PATIENCE_STEPS = 4
 """A miner ticks a phase that has lasted this many steps."""
+RENEWAL_STEPS = 12
+"""It asks for a new certificate when no block was opened for this many steps."""
 
 
 class Behaviour(Enum):
@@ -156,7 +158,9 @@ class MinerTwin:
         if self.phase_since[0] != key:
             self.phase_since = (key, step)
         lasted = step - self.phase_since[1]
-        if phase.tick_is_due and self.miner_id not in phase.ticked and lasted >= PATIENCE_STEPS:
+        is_renewal_due = phase.certified_until_s is not None and lasted >= RENEWAL_STEPS
+        is_due = is_renewal_due or (phase.tick_is_due and lasted >= PATIENCE_STEPS)
+        if is_due and self.miner_id not in phase.ticked:
             return [self.names.tick(self.miner_id, phase.block_index, phase.phase, phase.attempt)]
         return []
 
@@ -275,7 +279,7 @@ class World:
         self.entries: list[BlockEntry] = []
         self.finalized: list[Finalized] = []
         self.quorum_receipted: set[Digest] = set()
-        self.void_count = 0
+        self.void_count = self.renewal_count = 0
         self.steps = 0
         self._decide([names.enrol(device) for device in devices])
 
@@ -379,6 +383,7 @@ class World:
         for event in finalized.events:
             if isinstance(event, BlockCertified):
                 self.entries += event.entries
+                self.renewal_count += not event.entries
                 merged = [entry.update_digest for entry in self.entries if entry.verdict is Verdict.MERGED]
                 assert len(set(merged)) == len(merged), "an update was merged twice"
                 bases = [(e.device_id, e.base_version) for e in self.entries if e.verdict is Verdict.MERGED]
@@ -406,6 +411,15 @@ class World:
                 break
             self.step(publish=False)
         assert self.quorum_receipted <= {entry.update_digest for entry in self.entries}, "a receipted update is lost"
+
+    def rest(self, *, steps_max: int = 200) -> None:
+        """Publish nothing until an empty block has renewed the certificate."""
+        count = self.renewal_count
+        for _ in range(steps_max):
+            if self.renewal_count > count:
+                return
+            self.step(publish=False)
+        raise AssertionError("the certificate is not renewed")
 
     def close(self) -> None:
         """Close the stores."""

@@ -23,7 +23,7 @@ from coordinator.rounds import MergeBlock, RevealScores, ScoreBlock, duties, ope
 from edge_sdk.protocol.certificate import verify_certificate
 from edge_sdk.protocol.digest import block_hash, sha256, update_digest
 from edge_sdk.protocol.ids import Digest
-from edge_sdk.protocol.limits import SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
+from edge_sdk.protocol.limits import BLOCK_UPDATES_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
 from edge_sdk.protocol.messages import Commit, CutCause, Domain, Phase, Reason, Scores, Verdict
 from tests.support.chain import CREATED_S, PARAMS, Names, Runner, scores
 
@@ -104,11 +104,33 @@ def test_a_quorum_of_ticks_cuts_what_is_pending(names: Names, runner: Runner) ->
     assert first(finalized, BlockCut) == BlockCut(block_index=1, cause=CutCause.TAU, candidate_count=1, refused_count=0)
 
 
-def test_a_block_is_never_empty(names: Names, runner: Runner) -> None:
+def test_no_block_is_empty_before_there_is_a_certificate(names: Names, runner: Runner) -> None:
     refuse(runner, names.tick(names.miners[0], 1, Phase.COLLECT), Reason.WRONG_PHASE)
     runner.ok(names.update("dev-0", 1))  # waiting, not pending
     refuse(runner, names.tick(names.miners[0], 1, Phase.COLLECT), Reason.WRONG_PHASE)
     assert not open_phase(runner.app.state).tick_is_due
+
+
+def test_an_empty_block_renews_the_certificate(names: Names, runner: Runner) -> None:
+    fill(runner)
+    merge_block(runner, 510, 520, 530)
+    before = runner.app.state.core
+    assert before.last_statement is not None
+    opened = open_phase(runner.app.state)
+    assert (opened.tick_is_due, opened.certified_until_s) == (False, before.last_statement.expiry_s)
+    for miner in names.miners[:2]:
+        runner.ok(names.tick(miner, 2, Phase.COLLECT))
+    later_s = before.time_s + 1_000
+    cut = runner.height(names.tick(names.miners[2], 2, Phase.COLLECT), time_s=later_s)
+    assert first(cut, BlockCut) == BlockCut(block_index=2, cause=CutCause.TAU, candidate_count=0, refused_count=0)
+    statement = owed(runner).statement(before.model_roots[-1])
+    votes = [names.vote(miner, statement) for miner in names.miners]
+    certified = first(runner.height(*votes, time_s=later_s), BlockCertified)
+    assert isinstance(certified, BlockCertified)
+    after = runner.app.state.core
+    assert (after.version, after.model_roots, certified.entries) == (before.version, before.model_roots, ())
+    assert certified.certificate.statement.expiry_s == later_s + names.genesis.params.certificate_ttl_s
+    verify_certificate(certified.certificate, names.genesis)
 
 
 def test_ticks_name_block_phase_and_attempt_and_count_once(names: Names, runner: Runner) -> None:
@@ -183,6 +205,19 @@ def test_an_update_without_a_storage_quorum_lapses_and_frees_its_quota(names: Na
     root = runner.app.state.model_root
     certified = all_vote(runner, root)
     assert first(certified, BlockCertified).header.version == 0  # type: ignore[union-attr]
+
+
+def test_full_blocks_leave_room_for_updates_that_never_got_their_quorum() -> None:
+    devices = [f"dev-{i}" for i in range(BLOCK_UPDATES_MAX)]
+    names = Names(params=replace(PARAMS, block_size=BLOCK_UPDATES_MAX))
+    runner = Runner(names)
+    runner.ok(*(names.enrol(device) for device in ("late", *devices)))
+    runner.ok(names.update("late", 1, expiry_height=runner.app.state.height + 1))
+    updates = [(device, names.update(device, 1)) for device in devices]
+    runner.ok(*(update for _, update in updates))
+    runner.ok(*(names.receipt(miner, update, device, 1) for device, update in updates for miner in names.miners))
+    assert len(runner.round().candidates) == BLOCK_UPDATES_MAX - 1
+    assert refused_at_cut(runner) == {"late": Reason.EXPIRED}
 
 
 # --- commit and reveal ---

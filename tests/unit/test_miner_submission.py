@@ -7,14 +7,15 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from coordinator.application import Application
-from coordinator.deadlines import Deadlines
+from coordinator.deadlines import RENEWAL_LOOK_S, Deadlines
 from coordinator.ledger.state import State
 from coordinator.ordering.rpc import Submission
+from coordinator.rounds import MergeBlock, duties
 from coordinator.submission import Submitter
 from edge_sdk.errors import TransportError
 from edge_sdk.protocol.ids import MinerId
 from edge_sdk.protocol.messages import Domain, Phase, Reason
-from tests.support.chain import CREATED_S, PARAMS, Names
+from tests.support.chain import CREATED_S, PARAMS, Names, Runner, scores
 
 
 class Engine:
@@ -156,20 +157,20 @@ def pending_chain(names: Names) -> Application:
     return application
 
 
-def test_an_empty_block_is_never_ticked() -> None:
+def test_nothing_is_ticked_before_the_first_certificate() -> None:
     names = Names()
     deadlines = Deadlines(names.miners[0], PARAMS)
     state = State.initial(names.genesis)
-    assert [deadlines.remaining_s(state, float(now)) for now in (0, 10, 1000)] == [None] * 3
+    assert [deadlines.remaining_s(state, float(now), time_s=CREATED_S) for now in (0, 10, 1000)] == [None] * 3
 
 
 def test_tau_counts_from_the_opening_of_the_block() -> None:
     names = Names()
     deadlines = Deadlines(names.miners[0], PARAMS)
-    deadlines.remaining_s(State.initial(names.genesis), 50.0)
+    deadlines.remaining_s(State.initial(names.genesis), 50.0, time_s=CREATED_S)
     state = pending_chain(names).state
-    assert deadlines.remaining_s(state, 50.25) == 0.75
-    assert deadlines.remaining_s(state, 51.5) == 0.0
+    assert deadlines.remaining_s(state, 50.25, time_s=CREATED_S) == 0.75
+    assert deadlines.remaining_s(state, 51.5, time_s=CREATED_S) == 0.0
     tick = deadlines.tick(state)
     assert (tick.block_index, tick.phase, tick.attempt) == (1, Phase.COLLECT, 0)
 
@@ -178,13 +179,31 @@ def test_a_new_phase_starts_the_timer_again_and_a_tick_stops_it() -> None:
     names = Names()
     application = pending_chain(names)
     deadlines = Deadlines(names.miners[0], PARAMS)
-    assert deadlines.remaining_s(application.state, 100.0) == 1.0
+    assert deadlines.remaining_s(application.state, 100.0, time_s=CREATED_S) == 1.0
     tick = deadlines.tick(application.state)
     ticks = [names.sign(replace(tick, miner_id=miner), Domain.TICK, miner) for miner in names.miners]
     advance(application, ticks[0])
-    assert deadlines.remaining_s(application.state, 103.0) is None  # ours is on the ledger
-    assert Deadlines(MinerId("miner-1"), PARAMS).remaining_s(application.state, 103.0) == 1.0
+    assert deadlines.remaining_s(application.state, 103.0, time_s=CREATED_S) is None  # ours is on the ledger
+    assert Deadlines(MinerId("miner-1"), PARAMS).remaining_s(application.state, 103.0, time_s=CREATED_S) == 1.0
     advance(application, *ticks[1:])
     assert application.state.phase is Phase.COMMIT
-    assert deadlines.remaining_s(application.state, 104.0) == 1.0
-    assert deadlines.remaining_s(application.state, 104.5) == 0.5
+    assert deadlines.remaining_s(application.state, 104.0, time_s=CREATED_S) == 1.0
+    assert deadlines.remaining_s(application.state, 104.5, time_s=CREATED_S) == 0.5
+
+
+def test_while_nothing_waits_the_calendar_asks_for_the_renewal_of_the_certificate() -> None:
+    names = Names()
+    runner = Runner(names)
+    runner.ok(names.enrol("device-1"))
+    runner.publish("device-1", 0)
+    runner.ok(*(names.tick(miner, 1, Phase.COLLECT) for miner in names.miners))
+    runner.score({miner: scores(500, 100) for miner in names.miners})
+    (duty,) = duties(runner.app.state, names.miners[0], names.genesis)
+    assert isinstance(duty, MergeBlock)
+    runner.ok(*(names.vote(miner, duty.template) for miner in names.miners))
+    deadlines = Deadlines(names.miners[0], PARAMS)
+    due_s = duty.template.expiry_s - PARAMS.certificate_ttl_s // 3
+    assert deadlines.remaining_s(runner.app.state, 100.0, time_s=due_s - 1) == RENEWAL_LOOK_S
+    assert deadlines.remaining_s(runner.app.state, 100.0, time_s=due_s) == 0.0
+    runner.ok(names.tick(names.miners[0], 2, Phase.COLLECT))
+    assert deadlines.remaining_s(runner.app.state, 100.0, time_s=due_s) is None
