@@ -45,6 +45,8 @@ def main(argv: Sequence[str]) -> int:
 
 def _run(name: str, arguments: list[str]) -> int:
     match name:
+        case "bench":
+            from coordinator.cli_bench import main as run
         case "demo":
             from coordinator.demo.cli import main as run
         case "ledger":

@@ -21,6 +21,7 @@ class Command(NamedTuple):
 # Coordinator modules are named as text and loaded by importlib: edge_sdk must never import coordinator statically, or
 # the device would depend on the edge server's code. The layer check allows a dynamic import in this module only.
 COMMANDS: Final = {
+    "bench": Command("coordinator.cli", "time and memory of a training step on this machine"),
     "boards": Command("firmware_profiles.cli", "show what is known of boards, with sources"),
     "image": Command("firmware_profiles.cli", "inspect a vendor image, customise it for one board"),
     "flash": Command("firmware_profiles.cli", "write an image to a card and verify it"),

@@ -68,6 +68,11 @@ LAYERS: Final = {
     "edge_sdk.config": Layer.ADAPTERS,  # reads a file; machines get the values they need as arguments
     "edge_sdk.adapters": Layer.ADAPTERS,
     "edge_sdk.device": Layer.APPS,
+    "edge_sdk.upgrade": Layer.ADAPTERS,
+    "edge_sdk.upgrade.canonical": Layer.PROTOCOL,
+    "edge_sdk.upgrade.metadata": Layer.PROTOCOL,
+    "edge_sdk.upgrade.release": Layer.PROTOCOL,
+    "edge_sdk.upgrade.trusted": Layer.PROTOCOL,
     "edge_sdk.cli": Layer.APPS,
     "edge_sdk.entry": Layer.APPS,
     "coordinator.errors": Layer.PROTOCOL,
@@ -125,6 +130,7 @@ LAYERS: Final = {
     "coordinator.setup": Layer.APPS,
     "coordinator.setup_texts": Layer.APPS,
     "coordinator.cli": Layer.APPS,
+    "coordinator.cli_bench": Layer.APPS,
     "coordinator.cli_ledger": Layer.APPS,
     "coordinator.cli_miner": Layer.APPS,
     "coordinator.cli_model": Layer.APPS,
@@ -132,6 +138,7 @@ LAYERS: Final = {
     "coordinator.cli_registry": Layer.APPS,
     "coordinator.cli_sequencer": Layer.APPS,
     "coordinator.study": Layer.APPS,
+    "coordinator.training_bench": Layer.APPS,
 }
 
 # Layers of edge_sdk on which the coordinator builds; only the study also drives the device's machine.
