@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from coordinator.authoring.zoo import MODELS
+from coordinator.authoring.zoo import CLASSIFIERS
 from coordinator.datasets.partition import Partition, parse_partition
 from coordinator.demo.presets import (
     DATASETS,
@@ -142,7 +142,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="digits", help="what is learned (default: digits)")
     add("--data", type=Path, metavar="PATH", help="folder (idx, hapt) or file (npz) of the data set")
-    add("--model", choices=MODELS, help="network (default: by data set)")
+    add("--model", choices=CLASSIFIERS, help="network (default: by data set)")
     add("--devices", type=_whole, metavar="N", help="device processes (default: by data set, digits 12)")
     add("--miners", type=_whole, default=4, metavar="N", help="miner processes (default: 4)")
     add("--tau", type=_number, metavar="S", help="seconds after which a block is cut however few updates wait")

@@ -1,0 +1,1 @@
+"""Networks that ship, by what they are for: each recipe appends layers to a stack."""
