@@ -59,6 +59,8 @@ def _run(name: str, arguments: list[str]) -> int:
             from coordinator.cli_registry import main as run
         case "sequencer":
             from coordinator.cli_sequencer import main as run
+        case "upgrade":
+            from coordinator.cli_upgrade import main as run
         case _:
             raise ConfigError("this command is not part of this version")
     return run(arguments)

@@ -31,6 +31,7 @@ COMMANDS: Final = {
     "ledger": Command("coordinator.cli", "show or audit a miner's ledger"),
     "model": Command("coordinator.cli", "pull, verify or inspect a model"),
     "registry": Command("coordinator.cli", "manage enrolled devices"),
+    "upgrade": Command("coordinator.cli", "publish releases of the device's software"),
     "sequencer": Command("coordinator.cli", "order transactions for the miners of one machine"),
 }
 
@@ -43,9 +44,11 @@ EXTRA_OF_MODULE: Final = {
     "onnx": "authoring",
     "prometheus_client": "miner",
     "rich": "miner",
+    "securesystemslib": "upgrade",
     "sklearn": "study",
     "starlette": "miner",
     "torch": "torch",
+    "tuf": "upgrade",
     "uvicorn": "miner",
     "ai_edge_litert": "litert",
 }

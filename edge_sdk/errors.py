@@ -12,6 +12,9 @@ EdgeFLError                       raised on purpose, safe to show
     PublishTimeoutError
   StoreError                      local state unreadable or unwritable
     CorruptStoreError             stops, never repairs silently
+    NewerStateError               a newer version of this program wrote it
+  UpgradeError                    an upgrade of the software did not take place; the old one keeps running
+    UpgradeRefusedError           what the repository offers does not hold (.reason)
   TrainingError
     NonFiniteError
     QuantizationError
@@ -87,6 +90,23 @@ class StoreError(EdgeFLError):
 
 class CorruptStoreError(StoreError):
     """Local state contradicts itself; the program stops rather than repair it silently."""
+
+
+class NewerStateError(StoreError):
+    """A newer version of this program wrote the state; nothing was changed, and that version can go on with it."""
+
+
+class UpgradeError(EdgeFLError):
+    """An upgrade of the software did not take place; the old one keeps running."""
+
+
+class UpgradeRefusedError(UpgradeError):
+    """What a software repository offers does not hold."""
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        """Keep a short countable reason, for instance ``expired``."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class TrainingError(EdgeFLError):

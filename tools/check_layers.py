@@ -98,6 +98,8 @@ LAYERS: Final = {
     "coordinator.ordering": Layer.ADAPTERS,
     "coordinator.serving": Layer.ADAPTERS,
     "coordinator.enrolment": Layer.ADAPTERS,
+    "coordinator.upgrades": Layer.ADAPTERS,
+    "coordinator.cli_upgrade": Layer.APPS,
     "coordinator.datasets": Layer.ADAPTERS,  # reads the files of real data sets
     "coordinator.peers": Layer.ADAPTERS,
     "coordinator.intake": Layer.ADAPTERS,
@@ -181,7 +183,7 @@ PURE: Final = ("io.BytesIO", "io.StringIO", "os.PathLike", "os.fspath", "pathlib
 # The board's artifact and data fit no message: their loaders open, check and map them.
 OUTSIDE_ALLOWED: Final = {
     "edge_sdk.training.artifact": {"pathlib"},
-    "edge_sdk.training.trainer": {"importlib"},
+    "edge_sdk.training.backends": {"importlib"},
     "edge_sdk.training.dataset": {"pathlib", "mmap", "os", "open"},
     "firmware_profiles.profile": {"pathlib", "tomllib", "importlib"},  # the board files of its own package
 }
@@ -193,7 +195,7 @@ HEAVY: Final = frozenset({"numpy", "onnxruntime"}) | BACKENDS
 TRAINING: Final = "edge_sdk.training"
 DYNAMIC: Final = ("importlib", "importlib.import_module", "importlib.util", "importlib.machinery", "runpy")
 # The dispatcher of subcommands, and the choice of a training backend from a table of our own modules.
-DYNAMIC_ALLOWED: Final = frozenset({"edge_sdk.entry", "edge_sdk.training.trainer"})
+DYNAMIC_ALLOWED: Final = frozenset({"edge_sdk.entry", "edge_sdk.training.backends"})
 
 
 @dataclass(frozen=True, slots=True)
