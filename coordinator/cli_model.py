@@ -30,10 +30,10 @@ from edge_sdk.protocol import wire
 from edge_sdk.protocol.certificate import verify_certificate
 from edge_sdk.protocol.digest import genesis_digest
 from edge_sdk.protocol.ids import Digest
-from edge_sdk.protocol.limits import BLOB_BYTES_MAX, ENVELOPE_BYTES_MAX
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX, BLOB_BYTES_MAX, ENVELOPE_BYTES_MAX
 from edge_sdk.protocol.messages import Certificate, Genesis, ModelParams
 from edge_sdk.protocol.model import check_params, model_root
-from edge_sdk.training.artifact import ARTIFACT_BYTES_MAX, Artifact
+from edge_sdk.training.artifact import Artifact
 
 if TYPE_CHECKING:
     import httpx

@@ -74,6 +74,7 @@ def describe(artifact: Artifact) -> None:
     network = artifact.network
     outputs = f"{network.class_count} {'classes' if network.is_classifier else 'outputs'}"
     print(f"artifact {artifact.name}: {artifact.state_kind} state, batch {artifact.batch}")
+    print(f"signed by {artifact.authored_by}")
     print(f"input {_sizes(network.input_shape)}, {outputs}, loss {network.loss.name.lower()}")
     print(f"graphs: training step {len(artifact.train_onnx)} bytes, evaluation {len(artifact.eval_onnx)} bytes")
     try:

@@ -12,9 +12,9 @@ from edge_sdk.adapters.durable_files import read_file
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.errors import ConfigError, DecodeError, StoreError
 from edge_sdk.protocol.cose import SoftwareSigner
-from edge_sdk.protocol.limits import BLOB_BYTES_MAX
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX, BLOB_BYTES_MAX
 from edge_sdk.protocol.messages import Genesis
-from edge_sdk.training.artifact import ARTIFACT_BYTES_MAX, Artifact
+from edge_sdk.training.artifact import Artifact
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ def load_identity(config: MinerConfig) -> Identity:
         raise ConfigError(f"[peers] {strangers[0]} = ...: expected another member of {config.genesis_file}")
     artifact_bytes = _read(config.artifact_file, bytes_max=ARTIFACT_BYTES_MAX, what="artifact")
     try:
-        artifact = Artifact.load(artifact_bytes, digest=genesis.artifact_digest)
+        artifact = Artifact.load(artifact_bytes, digest=genesis.artifact_digest, author=genesis.artifact_author)
     except DecodeError as error:
         raise ConfigError(f"{config.artifact_file}: {error}") from error
     model = _read(config.model_file, bytes_max=BLOB_BYTES_MAX, what="model")

@@ -99,7 +99,7 @@ def default_params(*, batch: int, block_size: int = 4, tau_ms: int = 30_000) -> 
     )
 
 
-def build_genesis(
+def build_genesis(  # noqa: PLR0913 - what a genesis is made of
     *,
     chain_id: ChainId,
     task: TaskId,
@@ -109,8 +109,11 @@ def build_genesis(
     params: TaskParams,
     artifact: bytes,
     model: ModelParams,
+    author: PublicKey | None = None,
 ) -> Genesis:
     """Height 0 and version 0 of a chain, from its members, rules and model.
+
+    With ``author`` every device and miner also demands that key's signature on the artifact.
 
     Raises:
         ConfigError: no miner, too many, or two with one name.
@@ -128,11 +131,20 @@ def build_genesis(
         model_root=model_root(model),
         model_digest=sha256(model_bytes),
         model_bytes=len(model_bytes),
+        artifact_bytes=len(artifact),
+        artifact_author=author,
     )
 
 
 def found(
-    plan: Plan, *, params: TaskParams, artifact: bytes, model: ModelParams, folds: Mapping[MinerId, Path], now_s: int
+    plan: Plan,
+    *,
+    params: TaskParams,
+    artifact: bytes,
+    model: ModelParams,
+    folds: Mapping[MinerId, Path],
+    now_s: int,
+    author: PublicKey | None = None,
 ) -> Founded:
     """Write a whole deployment below ``plan.root``.
 
@@ -143,6 +155,7 @@ def found(
         model: Version 0.
         folds: Each miner's held-out examples; copied.
         now_s: Calendar time, from which certificates begin.
+        author: Key that must have signed the artifact; None pins nobody.
 
     Raises:
         ConfigError: the folder is not empty, or a fold is missing.
@@ -166,6 +179,7 @@ def found(
         params=params,
         artifact=artifact,
         model=model,
+        author=author,
     )
     _write_registrar(plan, registrar_dir, authority, now_s)
     broker_config = _write_broker(plan, authority, now_s)

@@ -21,7 +21,7 @@ from edge_sdk.protocol.certificate import assemble
 from edge_sdk.protocol.codec import decode, encode
 from edge_sdk.protocol.digest import block_hash, commitment, genesis_digest, miner_set_hash, sha256, update_digest
 from edge_sdk.protocol.ids import ChainId, MinerId
-from edge_sdk.protocol.limits import BLOB_BYTES_MAX
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX, BLOB_BYTES_MAX
 from edge_sdk.protocol.model import model_root
 from edge_sdk.protocol.topics import shard_of
 from edge_sdk.protocol.wire import to_bytes
@@ -102,7 +102,7 @@ def message_cases() -> list[Case]:
         {"name": f"{name} {names[:i].count(name)}", "class": name, "bytes": to_bytes(message), "value": message}
         for i, (name, message) in enumerate(zip(names, examples, strict=True))
     ]
-    by_name = dict(zip(names, examples, strict=True))
+    by_name = dict(zip(reversed(names), reversed(examples), strict=True))
     for name, of, refused, edit in (*_edits_of_tick(), *_edits_of_others()):
         plain = decode(to_bytes(by_name[of]), bytes_max=BLOB_BYTES_MAX)
         cases.append({"name": f"{of}: {name}", "class": of, "bytes": encode(edit(plain)), "refused": refused})
@@ -154,6 +154,12 @@ def _edits_of_others() -> list[Edit]:
         ("Ed25519 key of 33 bytes", "Genesis", "MALFORMED", _set(5, {1: -8, 2: bytes(33)})),
         ("compressed point", "Genesis", "MALFORMED", _set(5, {1: -7, 2: b"\x02" + bytes(64)})),
         ("model above 16 MiB", "Genesis", "OVERSIZE", _set(10, BLOB_BYTES_MAX + 1)),
+        ("artifact above 4 MiB", "Genesis", "OVERSIZE", _set(11, ARTIFACT_BYTES_MAX + 1)),
+        ("null where the end is", "Genesis", "MALFORMED", _set(11, None)),
+        ("null at the end", "Genesis", "MALFORMED", lambda plain: plain | {11: 8, 12: None}),
+        ("key 12 without key 11", "Genesis", "MALFORMED", lambda plain: plain | {12: plain[5]}),
+        ("key 13 unknown", "Genesis", "MALFORMED", lambda plain: plain | {11: 8, 12: plain[5], 13: 0}),
+        ("no artifact", "AuthoredArtifact", "MALFORMED", _set(2, b"")),
         ("signature of 63 bytes", "Certificate", "MALFORMED", _set(2, [{1: "m", 2: bytes(63)}])),
         ("no signatures", "Certificate", "MALFORMED", _set(2, [])),
         ("proof for leaf 3 of 3", "Outcome", "MALFORMED", lambda plain: plain | {2: plain[2] | {1: 3}}),

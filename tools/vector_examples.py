@@ -5,6 +5,7 @@ Keys come from fixed seeds, so every byte of the vectors can be made again; noth
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Final
 
@@ -238,6 +239,9 @@ def messages() -> tuple[object, ...]:
     blob = to_bytes(payload())
     return (
         genesis(),
+        replace(genesis(), artifact_bytes=8),
+        replace(genesis(), artifact_bytes=8, artifact_author=signer(DEVICE).public_key),
+        m.AuthoredArtifact(author=signer(DEVICE).public_key, artifact=b"artifact"),
         params(),
         payload(),
         manifest(),

@@ -17,13 +17,13 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import DeviceId
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import Genesis
 
 FOLDER_MODE: Final = 0o700
 SETTINGS: Final = "device.toml"
 CLAIM: Final = "claim.txt"
 AUTHORITY_BYTES_MAX: Final = 64 * 1024
-ARTIFACT_BYTES_MAX: Final = 16 * 1024 * 1024
 
 
 def write_board_folder(

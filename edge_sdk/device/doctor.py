@@ -13,18 +13,18 @@ from enum import Enum
 from typing import Final
 
 from edge_sdk.adapters import mqtt
+from edge_sdk.adapters.durable_files import read_file
 from edge_sdk.adapters.enrolment import certificate_life, is_renewal_due
 from edge_sdk.adapters.http_blobs import HttpBlobs
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.device.inbox import Inbox
-from edge_sdk.device.job import ARTIFACT_FILE_BYTES_MAX
 from edge_sdk.device.parts import load_genesis
-from edge_sdk.errors import EdgeFLError, InvalidCertificateError
+from edge_sdk.errors import DecodeError, EdgeFLError, InvalidCertificateError
 from edge_sdk.participant.models import check_offer
 from edge_sdk.participant.state import Rules
-from edge_sdk.protocol.digest import sha256
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import Announcement, Genesis
 
 log: Final = logging.getLogger(__name__)
@@ -159,17 +159,27 @@ def _backend(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
 
 
 def _artifact(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
-    """The one thing that a board cannot get over MQTT: nobody has signed its length."""
+    """Whether it is here and holds; if not, how it will come."""
     if genesis is None:
         return
     path = config.artifact_file
-    if path.exists():
-        if path.stat().st_size <= ARTIFACT_FILE_BYTES_MAX and sha256(path.read_bytes()) == genesis.artifact_digest:
-            yield Finding(Level.OK, "artifact", str(path))
-        else:
-            text = f"{path} is not the one that genesis names"
+    data = read_file(path, bytes_max=ARTIFACT_BYTES_MAX)
+    if data is not None:
+        from edge_sdk.training.artifact import Artifact
+
+        try:
+            artifact = Artifact.load(data, digest=genesis.artifact_digest, author=genesis.artifact_author)
+        except DecodeError as error:
+            text = f"{path} is not the one that genesis names: {error}"
             yield Finding(Level.FAIL, "artifact", text, f"remove it, or copy {ARTIFACT_OF_MINER}")
+        else:
+            yield Finding(Level.OK, "artifact", f"{path}, signed by {artifact.authored_by}")
         return
+    if genesis.artifact_bytes is not None:
+        text = f"not here yet; {genesis.artifact_bytes} bytes come with the first model, over HTTP or MQTT"
+        yield Finding(Level.OK, "artifact", text)
+        return
+    # A genesis of before: nobody has signed the length, so that it cannot be asked for in chunks.
     http = HttpBlobs(ca_file=config.miner_ca_file)
     if any(http.is_healthy(url) is None for url in config.miner_urls):
         yield Finding(Level.OK, "artifact", "not here yet; it comes over HTTP with the first model")

@@ -25,7 +25,7 @@ from edge_sdk.errors import CorruptStoreError, DecodeError, EdgeFLError, Trainin
 from edge_sdk.protocol import codec, cose
 from edge_sdk.protocol.digest import sha256, update_digest
 from edge_sdk.protocol.ids import Digest, check_digest
-from edge_sdk.protocol.limits import BLOB_BYTES_MAX
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX, BLOB_BYTES_MAX
 from edge_sdk.protocol.messages import Domain, EnergyQuality, Genesis, ModelParams, UpdateManifest, UpdatePayload
 from edge_sdk.protocol.wire import from_bytes, to_bytes
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 Q24: Final = 2**24
 Q16: Final = 2**16
 SELF_TEST_EXAMPLES: Final = 64
-ARTIFACT_FILE_BYTES_MAX: Final = 4 * 1024 * 1024
 PAUSE_POLL_S: Final = 0.5
 _INFO_BYTES_MAX: Final = 256
 
@@ -347,11 +346,13 @@ class Trainers:
         from edge_sdk.training.artifact import Artifact
 
         if self._artifact is None:
-            data = read_file(self._config.artifact_file, bytes_max=ARTIFACT_FILE_BYTES_MAX)
+            data = read_file(self._config.artifact_file, bytes_max=ARTIFACT_BYTES_MAX)
             if data is None:
                 raise TrainingError(f"{self._config.artifact_file}: there is no artifact")
             try:
-                self._artifact = Artifact.load(data, digest=self._genesis.artifact_digest)
+                self._artifact = Artifact.load(
+                    data, digest=self._genesis.artifact_digest, author=self._genesis.artifact_author
+                )
             except DecodeError as error:
                 raise TrainingError(f"{self._config.artifact_file}: {error}") from error
         return self._artifact

@@ -10,11 +10,12 @@ from edge_sdk.adapters import failpoints
 from edge_sdk.adapters.durable_files import sync_file
 from edge_sdk.adapters.slots import SlotModel
 from edge_sdk.device.downloads import Downloads
-from edge_sdk.device.job import ARTIFACT_FILE_BYTES_MAX, MadeUpdate, PinnedBase, StoppedError
+from edge_sdk.device.job import MadeUpdate, PinnedBase, StoppedError
 from edge_sdk.device.parts import Parts
 from edge_sdk.errors import DecodeError, StoreError, TrainingError, TransportError
 from edge_sdk.participant import events as e
 from edge_sdk.protocol.ids import Digest
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 
 log: Final = logging.getLogger(__name__)
 NS_PER_MS: Final = 1_000_000
@@ -131,14 +132,16 @@ class Tasks:
         if path.exists():
             return
         part = path.with_name(path.name + ".part")
+        digest, size = self._genesis.artifact_digest, self._genesis.artifact_bytes
         with self._record.measure("fetch_artifact") as span:
             try:
-                span.bytes_count = self._http.fetch(
-                    urls, self._genesis.artifact_digest, None, part, bytes_max=ARTIFACT_FILE_BYTES_MAX
-                )
+                if size is None:  # a genesis of before, without the length: a board cannot ask for chunks of it
+                    received = self._http.fetch(urls, digest, None, part, bytes_max=ARTIFACT_BYTES_MAX)
+                else:
+                    received = self._downloads.fetch(urls, digest, size, part)
             except TransportError as error:
-                text = f"{path} is not on this board, and over HTTP, the only way it comes, it was not to be had"
-                raise TransportError(f"{text}: {error}") from error
+                raise TransportError(f"{path} is not on this board and was not to be had: {error}") from error
+            span.bytes_count = received
         sync_file(part)
         part.replace(path)
 

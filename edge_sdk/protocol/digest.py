@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from edge_sdk.protocol.codec import encode
 from edge_sdk.protocol.cose import peek
 from edge_sdk.protocol.ids import ChainId, Digest, MinerId
-from edge_sdk.protocol.messages import BlockHeader, Domain, Genesis, MinerRecord, Scores
+from edge_sdk.protocol.messages import BlockHeader, Domain, Genesis, MinerRecord, PublicKey, Scores
 from edge_sdk.protocol.wire import to_bytes
 
 _BLOCK_LABEL = "fl/block"
@@ -26,6 +26,11 @@ def sha256(*parts: bytes) -> Digest:
 def genesis_digest(genesis: Genesis) -> Digest:
     """Trust anchor of a chain: the SHA-256 of its genesis file, so that ``sha256sum`` shows it."""
     return sha256(to_bytes(genesis))
+
+
+def key_fingerprint(key: PublicKey) -> str:
+    """SHA-256 of a public key in hex: what people compare."""
+    return sha256(key.data).hex()
 
 
 def update_digest(envelope: bytes) -> Digest:

@@ -189,7 +189,11 @@ class Nullable:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A message: field i of the dataclass under key i, counted from 1; every key present, no other."""
+    """A message: field i of the dataclass under key i, counted from 1; no other key.
+
+    Every key is present, except ``appended`` ones at the end: those fields came later, and a message in which they and
+    all after them are None is written without them, as it was before there were any. So it keeps its bytes and digest.
+    """
 
     cls: type
     fields: Mapping[str, Field]
@@ -197,6 +201,8 @@ class Record:
     """Raises ``DecodeError`` if the fields do not fit together."""
     bytes_max: int
     """Longest encoding that is accepted."""
+    appended: int = 0
+    """How many fields at the end may be absent; all of them nullable."""
 
     def lower(self, value: Any) -> object:
         """Return the map of a message."""
@@ -210,19 +216,25 @@ class Record:
                 raise self._at(name, error) from error
         if self.check is not None:
             self.check(value)
+        while len(lowered) > len(self.fields) - self.appended and lowered[len(lowered)] is None:
+            del lowered[len(lowered)]
         return lowered
 
     def lift(self, plain: object) -> Any:
         """Return the message of a map."""
         if not isinstance(plain, dict):
             raise _mismatch("a map", plain)
+        count, required = len(plain), len(self.fields) - self.appended
         # The codec has refused duplicates, so n keys that include 1..n are exactly those.
-        if len(plain) != len(self.fields) or not all(key in plain for key in range(1, len(self.fields) + 1)):
-            raise DecodeError(f"{self.cls.__name__}: keys are not 1..{len(self.fields)}", reason=Reason.MALFORMED)
+        if not required <= count <= len(self.fields) or not all(key in plain for key in range(1, count + 1)):
+            expected = f"1..{required}" + (f" to 1..{len(self.fields)}" if self.appended else "")
+            raise DecodeError(f"{self.cls.__name__}: keys are not {expected}", reason=Reason.MALFORMED)
+        if count > required and plain[count] is None:
+            raise DecodeError(f"{self.cls.__name__}: key {count} says nothing", reason=Reason.MALFORMED)
         values: dict[str, Any] = {}
         for key, (name, field) in enumerate(self.fields.items(), start=1):
             try:
-                values[name] = field.lift(plain[key])
+                values[name] = field.lift(plain.get(key))
             except DecodeError as error:
                 raise self._at(name, error) from error
         value = self.cls(**values)
@@ -235,12 +247,19 @@ class Record:
 
 
 def record(
-    cls: type, /, *, check: Callable[[Any], None] | None = None, bytes_max: int = ENVELOPE_BYTES_MAX, **fields: Field
+    cls: type,
+    /,
+    *,
+    check: Callable[[Any], None] | None = None,
+    bytes_max: int = ENVELOPE_BYTES_MAX,
+    appended: int = 0,
+    **fields: Field,
 ) -> Record:
     """Make the record of a dataclass, whose fields must all be named, in their order."""
     names = [field.name for field in dataclasses.fields(cls)]
     assert names == list(fields), f"{cls.__name__}: fields are {names}"
-    return Record(cls, fields, check, bytes_max)
+    assert all(isinstance(fields[name], Nullable) for name in names[len(names) - appended :]), cls.__name__
+    return Record(cls, fields, check, bytes_max, appended)
 
 
 def _mismatch(expected: str, found: object) -> DecodeError:

@@ -30,6 +30,8 @@ CHUNK_DATA_BYTES_MAX: Final = 65_536
 CHUNK_MESSAGE_BYTES_MAX: Final = CHUNK_DATA_BYTES_MAX + 256
 BLOB_BYTES_MAX: Final = 16 * 1024 * 1024
 """Largest update or model blob; four times the largest payload the brokers were measured with."""
+ARTIFACT_BYTES_MAX: Final = 4 * 1024 * 1024
+"""A training artifact, signature included; it holds no parameters, and a LeNet needs 10 kB."""
 RESUME_RANGES_MAX: Final = 64
 ASSEMBLY_FRAGMENTS_MAX: Final = 256
 """Separate byte ranges that a transfer may hold at a time: chunks in random order, not bytes."""
@@ -71,6 +73,9 @@ MODEL_VALUE_MAX: Final = 2**30
 """|q| of a parameter; a quarter of int32 is kept free, so a convex merge of checked updates cannot saturate."""
 WEIGHT_SHIFT: Final = 16
 """An undiscounted update weighs 2**16."""
+SPSA_SEED_BYTES: Final = 8
+SPSA_CODES_MAX: Final = 32
+"""Directions of one update. With them a payload has 58 bytes at most, however large the model is."""
 SCORE_MAX: Final = 1_000
 SCORE_UNAVAILABLE: Final = -1
 SCORE_OUT_OF_BOUNDS: Final = -2

@@ -47,6 +47,15 @@ class Codec(IntEnum):
 
     INT8_DENSE = 1
     INT16_DENSE = 2
+    INT8_TOPK = 3
+    """The largest values only, with their places as gaps."""
+    INT4_DENSE = 4
+    SIGN_DENSE = 5
+    """One bit per value and one magnitude per channel."""
+    INT8_OUTPUT = 6
+    """int8 values of the output layer alone: nothing else is trained."""
+    SPSA = 7
+    """One byte per random direction; who receives it draws the directions again."""
 
 
 class EnergyQuality(IntEnum):
@@ -193,6 +202,10 @@ class TaskParams:
     batch: int
     learning_rate_q24: int
     example_count_max: int
+    carried: tuple[int, ...] | None = None
+    """Positions of the model's tensors that an update carries, ascending: those that are trained. None: all."""
+    top_share_q16: int | None = None
+    """INT8_TOPK: the largest share of the carried values that an update may hold, times 2**16. Others: None."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,6 +222,18 @@ class Genesis:
     model_root: Digest
     model_digest: Digest
     model_bytes: int
+    artifact_bytes: int | None = None
+    """Length of the artifact's file, so that it can be fetched in chunks; None in a genesis of before."""
+    artifact_author: PublicKey | None = None
+    """Who must have signed the artifact; None where the founder named nobody."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuthoredArtifact:
+    """What the author of a training artifact signs: the file as it is without a signature, and the key itself."""
+
+    author: PublicKey
+    artifact: bytes
 
 
 # --- device -> miner ---
@@ -237,7 +262,7 @@ class UpdateManifest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PayloadTensor:
-    """Numbers of one tensor: integers (int8 or int16 little-endian, C order) times 2**exponent."""
+    """Numbers of one tensor: integers times 2**exponent. The codec says how they are written: README, *Payloads*."""
 
     name: str
     exponent: int
@@ -246,7 +271,7 @@ class PayloadTensor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UpdatePayload:
-    """The blob of an update: tensors in the model's order, each exactly once."""
+    """The blob of an update: the carried tensors in the model's order, each exactly once; of SPSA the one message."""
 
     codec: Codec
     tensors: tuple[PayloadTensor, ...]

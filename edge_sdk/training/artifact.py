@@ -5,6 +5,9 @@ artifact digest that genesis names. Both graphs are plain ONNX (opset <= 18, IR 
 and comes out. The manifest repeats the forward network as values, so that a backend without an ONNX runtime can train
 the same model and every input can be checked without parsing a graph.
 
+A signed artifact is such a file inside its author's envelope (``authorship``). Its digest is that of the envelope,
+signature included, so that a fleet pins both.
+
 Graph inputs and outputs, by name, are fixed here: see ``train_inputs`` and ``train_outputs``.
 """
 
@@ -16,16 +19,19 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeVar
 
-from edge_sdk.errors import DecodeError, TrainingError
+from edge_sdk.errors import DecodeError, SignatureError, TrainingError
 from edge_sdk.protocol import codec
+from edge_sdk.protocol.cose import Signer
+from edge_sdk.protocol.digest import key_fingerprint
 from edge_sdk.protocol.ids import Digest, check_digest
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
+from edge_sdk.protocol.messages import PublicKey
+from edge_sdk.training.authorship import open_artifact, sign_artifact
 from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
 
 FORMAT: Final = 1
 OPSET: Final = 18
 IR_VERSION: Final = 9
-ARTIFACT_BYTES_MAX: Final = 4 * 1024 * 1024
-"""A LeNet needs 10 kB: artifacts hold no parameters."""
 _NAME_CHARS_MAX: Final = 48
 _TENSOR_FIELDS, _NODE_FIELDS, _NODE_EXTRAS = 5, 6, 6
 _FROZEN: Final = 0
@@ -78,14 +84,17 @@ class Artifact:
     eval_onnx: bytes
     digest: Digest
     data: bytes
+    author: PublicKey | None
+    """Whose signature holds; None where the file has none."""
 
     @classmethod
-    def load(cls, data: bytes, *, digest: Digest | None = None) -> Artifact:
-        """Check digest, structure, bounds and the hashes of both graphs, then return the artifact.
+    def load(cls, data: bytes, *, digest: Digest | None = None, author: PublicKey | None = None) -> Artifact:
+        """Check digest, signature, structure, bounds and the hashes of both graphs, then return the artifact.
 
         Args:
             data: The file's bytes.
             digest: What the file must hash to, for instance from genesis; None skips that comparison.
+            author: Whose signature it must bear; None takes any that holds, and a file without one.
 
         Raises:
             DecodeError: anything does not hold; nothing of the file has been used.
@@ -95,9 +104,16 @@ class Artifact:
         found = Digest(hashlib.sha256(data).digest())
         if digest is not None and found != digest:
             raise DecodeError(f"artifact digest is {found.hex()}, expected {digest.hex()}")
-        fields = codec.decode(data, bytes_max=ARTIFACT_BYTES_MAX)
         try:
-            return _read(fields, data, found)
+            unsigned, signed_by = open_artifact(data)
+        except SignatureError as error:
+            raise DecodeError(f"artifact signature: {error}") from error
+        if author is not None and signed_by != author:
+            by = "nobody" if signed_by is None else key_fingerprint(signed_by)
+            raise DecodeError(f"artifact is signed by {by}, expected {key_fingerprint(author)}")
+        fields = codec.decode(unsigned, bytes_max=ARTIFACT_BYTES_MAX)
+        try:
+            return _read(fields, data, found, signed_by)
         except DecodeError:
             raise
         except (ValueError, TrainingError) as error:
@@ -123,6 +139,16 @@ class Artifact:
             12: hashlib.sha256(eval_onnx).digest(),
         }
         return cls.load(codec.encode({1: manifest, 2: train_onnx, 3: eval_onnx}))
+
+    def signed(self, signer: Signer) -> Artifact:
+        """The same artifact with the signature of ``signer``, instead of that which it may have."""
+        unsigned, _ = open_artifact(self.data)
+        return Artifact.load(sign_artifact(unsigned, signer))
+
+    @property
+    def authored_by(self) -> str:
+        """Who made it, as people compare it: the fingerprint of the author's key."""
+        return "nobody: it is not signed" if self.author is None else key_fingerprint(self.author)
 
     @property
     def state_kind(self) -> str:
@@ -150,7 +176,7 @@ class Artifact:
         return self.scheme is Scheme.INT8 and spec.role is Role.WEIGHT
 
 
-def _read(fields: object, data: bytes, digest: Digest) -> Artifact:
+def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None) -> Artifact:
     """Typed walk through the decoded file."""
     top = _map(fields, 3, "file")
     manifest = _map(top[1], 12, "manifest")
@@ -182,6 +208,7 @@ def _read(fields: object, data: bytes, digest: Digest) -> Artifact:
         eval_onnx=eval_onnx,
         digest=digest,
         data=data,
+        author=author,
     )
 
 

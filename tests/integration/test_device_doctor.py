@@ -3,12 +3,14 @@
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from edge_sdk.cli import main
+from edge_sdk.protocol.digest import key_fingerprint
 from edge_sdk.protocol.messages import Genesis
 from tests.support.device_process import DeviceProcess, make_model
 from tests.support.fake_miners import Keys, make_genesis, running_mosquitto
@@ -106,6 +108,37 @@ def test_an_artifact_comes_over_http_or_with_the_board(
     assert artifact_findings(nowhere, capsys)[0].startswith("warn  artifact: ")
 
 
+def test_an_artifact_whose_length_is_signed_comes_over_mqtt_too(
+    tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    closed = DeviceProcess(
+        tmp_path / "d1", replace(genesis, artifact_bytes=5_000), broker_port=1, urls=("http://127.0.0.1:1",)
+    )
+    assert artifact_findings(closed, capsys)[0] == (
+        "ok    artifact: not here yet; 5000 bytes come with the first model, over HTTP or MQTT"
+    )
+
+
+def test_the_author_of_an_artifact_is_named_and_another_one_refused(
+    tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = Keys()
+    author, other = (keys.signers[name] for name in list(keys.signers)[:2])
+    signed = make_model()[0].signed(author)
+    pinned = replace(genesis, artifact_digest=signed.digest, artifact_author=author.public_key)
+    devices = [
+        DeviceProcess(tmp_path / name, anchor, broker_port=1)
+        for name, anchor in (("d1", pinned), ("d2", replace(pinned, artifact_author=other.public_key)))
+    ]
+    for device in devices:
+        (device.folder / "artifact.flm").write_bytes(signed.data)
+    fingerprint = key_fingerprint(author.public_key)
+    assert artifact_findings(devices[0], capsys)[0].endswith(f"artifact.flm, signed by {fingerprint}")
+    refused = artifact_findings(devices[1], capsys)[0]
+    assert refused.startswith("fail  artifact: ")
+    assert refused.endswith(f"is signed by {fingerprint}, expected {key_fingerprint(other.public_key)}")
+
+
 def test_an_artifact_of_another_task_is_named(
     tmp_path: Path, genesis: Genesis, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -113,7 +146,7 @@ def test_an_artifact_of_another_task_is_named(
     path = device.folder / "artifact.flm"
     path.write_bytes(make_model(seed=2)[0].data[:-1])
     finding, advice = artifact_findings(device, capsys)
-    assert finding == f"fail  artifact: {path} is not the one that genesis names"
+    assert finding.startswith(f"fail  artifact: {path} is not the one that genesis names: artifact digest is ")
     assert advice == "      -> remove it, or copy artifact.flm from the operator of a miner"
 
 
@@ -135,6 +168,7 @@ def test_status_of_a_new_device(tmp_path: Path, genesis: Genesis, capsys: pytest
     device = DeviceProcess(tmp_path / "d1", genesis, broker_port=1)
     assert main(["status", "--config", str(device.config)]) == 0
     document = json.loads(capsys.readouterr().out)
+    assert len(document.pop("key")) == 64
     assert document == {"device": "d1", "task": "digits", "model": None, "state": None}
 
 

@@ -72,6 +72,9 @@ def _repair(cls: type) -> Any:
     def repair(found: dict[str, Any]) -> dict[str, Any]:
         if cls is m.InclusionProof:
             found["index"] %= found["size"]
+        if cls is m.TaskParams:
+            found["carried"] = tuple(sorted(set(found["carried"]))) if found["carried"] else None
+            found["top_share_q16"] = (found["top_share_q16"] or 1) if found["codec"] is m.Codec.INT8_TOPK else None
         if cls is m.Scores:
             found["classes"] = (b"\0",) * (len(found["updates"]) + 1) if found["classes"] else ()
         return found

@@ -298,6 +298,8 @@ class Fleet:
             model_root=model.model_root(self.model),
             model_digest=sha256(blob),
             model_bytes=len(blob),
+            artifact_bytes=len(self.artifact.data),
+            artifact_author=self.artifact.author,
         )
         (self.root / "genesis.cbor").write_bytes(wire.to_bytes(genesis))
         (self.root / "artifact.flm").write_bytes(self.artifact.data)

@@ -14,6 +14,7 @@ from edge_sdk import protocol
 from edge_sdk.errors import DecodeError, LocalProtocolError
 from edge_sdk.protocol import messages
 from edge_sdk.protocol.codec import decode, encode
+from edge_sdk.protocol.fields import Nullable
 from edge_sdk.protocol.limits import BLOB_BYTES_MAX, UPDATE_ENVELOPE_BYTES_MAX
 from edge_sdk.protocol.messages import Chunk, Reason, Tick, UpdateManifest
 from edge_sdk.protocol.schema import TABLE
@@ -35,11 +36,12 @@ def test_every_message_is_frozen() -> None:
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_no_field_takes_a_value_of_another_type(message: object) -> None:
     plain: Any = decode(to_bytes(message), bytes_max=BLOB_BYTES_MAX)
+    fields = list(TABLE[type(message)].fields.values())
     for key, found in plain.items():
         values: tuple[Any, ...] = (False, 7, -7, "text", b"bytes", [], {}, [[]], {1: 0}, None)
         for wrong in values:
             # An integer in range, an empty list or an absent certificate may be right: those are other tests' business.
-            if type(wrong) is type(found) or (found is None and wrong is None):
+            if type(wrong) is type(found) or (wrong is None and isinstance(fields[key - 1], Nullable)):
                 continue
             with pytest.raises(DecodeError) as caught:
                 from_bytes(type(message), encode(plain | {key: wrong}))
@@ -50,9 +52,27 @@ def test_no_field_takes_a_value_of_another_type(message: object) -> None:
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
 def test_no_field_may_be_missing(message: object) -> None:
     plain: Any = decode(to_bytes(message), bytes_max=BLOB_BYTES_MAX)
+    record = TABLE[type(message)]
     for key in plain:
+        if key == len(plain) > len(record.fields) - record.appended:
+            continue  # the end of what was appended: without it this is an older message
         with pytest.raises(DecodeError, match="keys"):
             from_bytes(type(message), encode({k: v for k, v in plain.items() if k != key}))
+
+
+def test_an_appended_field_leaves_the_bytes_of_older_messages_alone() -> None:
+    """A chain founded before has the same trust anchor after."""
+    old = examples.genesis()
+    assert (old.artifact_bytes, old.artifact_author) == (None, None)
+    plain: Any = decode(to_bytes(old), bytes_max=BLOB_BYTES_MAX)
+    assert list(plain) == list(range(1, 11))
+    for key in (11, 12):
+        with pytest.raises(DecodeError, match=r"says nothing|keys"):
+            from_bytes(type(old), encode(plain | {key: None}))
+    author = replace(old, artifact_author=old.registrar)
+    assert from_bytes(type(old), to_bytes(author)) == author
+    longer: Any = decode(to_bytes(author), bytes_max=BLOB_BYTES_MAX)
+    assert list(longer) == list(range(1, 13))
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda message: type(message).__name__)
