@@ -1,0 +1,56 @@
+"""The training backends by name, each imported when it is chosen.
+
+A name may say a device: ``onnxruntime`` is ``onnxruntime:cpu``; ``onnxruntime:cuda`` and ``onnxruntime:tensorrt`` are
+the GPU of a Jetson. What was asked for and is not there is an error, never a silent fallback: a board that trains ten
+times slower than planned should say so.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from edge_sdk.errors import ConfigError
+
+if TYPE_CHECKING:
+    from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.backend import Backend
+
+
+class _Place(NamedTuple):
+    """Where a backend's class is, and the devices that it can be asked for."""
+
+    module: str
+    name: str
+    package: str
+    """What to install."""
+    devices: tuple[str, ...] = ()
+
+
+BACKENDS: Final = {
+    "onnxruntime": _Place("edge_sdk.training.onnx_backend", "OnnxBackend", "onnxruntime", ("cpu", "cuda", "tensorrt")),
+    "numpy": _Place("edge_sdk.training.numpy_backend", "NumpyBackend", "numpy"),
+    "torch": _Place("edge_sdk.training.torch_backend", "TorchBackend", "edge-flchain[torch]", ("cpu", "cuda")),
+}
+BACKEND_NAMES: Final = tuple(
+    name for kind, place in BACKENDS.items() for name in (kind, *(f"{kind}:{device}" for device in place.devices))
+)
+"""Everything that ``load_backend`` takes."""
+
+
+def load_backend(name: str, artifact: Artifact) -> Backend:
+    """Import a backend and give it the artifact.
+
+    Raises:
+        ConfigError: unknown name, its package is not installed, or it does not find the device.
+    """
+    kind, _, device = name.partition(":")
+    if name not in BACKEND_NAMES:
+        raise ConfigError(f"backend {name!r}: expected one of {', '.join(BACKEND_NAMES)}")
+    place = BACKENDS[kind]
+    try:
+        backend_class = getattr(importlib.import_module(place.module), place.name)
+    except ImportError as error:
+        raise ConfigError(f"backend {name!r} cannot be loaded: {error}; pip install '{place.package}'") from error
+    backend: Backend = backend_class(artifact, device=device) if device else backend_class(artifact)
+    return backend
