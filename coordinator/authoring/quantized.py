@@ -1,15 +1,14 @@
-"""The int8 training step: rules for Gemm and Conv that replace the float32 ones, and the Q8.8 update.
+"""The int8 training step: rules for Gemm and Conv that replace the float32 ones.
 
-Notation: S scale per output channel, Q int16 state, Wq = sat8(round(Q / 2**8)) what the forward pass multiplies with,
-(xq, sx, zx) the activation as uint8 with dynamic scale and zero point (ONNX DynamicQuantizeLinear), g = dL/dy.
+Notation: S scale per output channel, Q state, Wq what the forward pass multiplies with (Q8.8: sat8(round(Q / 2**8));
+int8: Q), (xq, sx, zx) the activation as uint8 with dynamic scale and zero point (ONNX DynamicQuantizeLinear),
+g = dL/dy.
 
     y        = (xq - zx) Wq * sx S + b
     dL/dx    = quantize(g S) Wq^T          in int8; a convolution's in float32
     dL/dW    = (xq - zx)^T quantize(g) * sx sg
-    Q        <- sat16(round(Q - lr 2**8 / S * dL/dW))
 
-Quantizing an activation passes the gradient straight through: a dynamic range clips nothing. Dividing by S is
-quantization-aware scaling (Lin et al. 2022, arXiv:2206.15472): SGD in units of the grid. The products of a
+Quantizing an activation passes the gradient straight through: a dynamic range clips nothing. The products of a
 convolution are computed on integers held in float32, which is exact while 255 * 127 * (fan-in) < 2**24, that is up to
 a fan-in of 518; there is no fast integer convolution in the runtime.
 """
@@ -27,17 +26,14 @@ from coordinator.authoring.gradients import (
     conv_input_gradient,
     conv_weight_gradient,
 )
-from coordinator.authoring.graph import FLOAT, INT16
+from coordinator.authoring.graph import FLOAT
 from coordinator.authoring.step import Rule, Step
-from edge_sdk.training.artifact import LEARNING_RATE, scale_name, state_name
-from edge_sdk.training.network import Op
+from edge_sdk.training.artifact import scale_name, state_name
+from edge_sdk.training.network import Op, Scheme
+from edge_sdk.training.quantize import STATES_PER_STEP
 
 if TYPE_CHECKING:
     from edge_sdk.training.network import Node
-
-STEPS_PER_UNIT: Final = 256.0
-"""Q8.8: 2**8 states per step of the int8 grid."""
-STATE_MIN, STATE_MAX = -32_768.0, 32_767.0
 
 
 def gemm_forward(step: Step, node: Node) -> str:
@@ -45,7 +41,7 @@ def gemm_forward(step: Step, node: Node) -> str:
     writer = step.writer
     value, weight, bias = node.inputs
     xq, sx, zx = writer.add_many("DynamicQuantizeLinear", 3, step.values[value])
-    wq = _rounded_weight(step, weight)
+    wq = _int8_weight(step, weight)
     step.saved[node.output] = (xq, sx, zx, wq)
     product = writer.cast(writer.add("MatMulInteger", xq, wq, zx), FLOAT)
     scaled = writer.add("Mul", product, writer.add("Mul", sx, scale_name(weight)))
@@ -64,7 +60,7 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.is_trained(weight):
         gq, sg, zg = writer.add_many("DynamicQuantizeLinear", 3, dy)
         product = writer.cast(writer.add("MatMulInteger", writer.transpose(xq, 1, 0), gq, zx, zg), FLOAT)
-        _descend_q88(step, weight, product, writer.add("Mul", sx, sg))
+        step.descend(weight, product, writer.add("Mul", sx, sg))
     if step.is_trained(bias):
         step.descend(bias, bias_gradient(step, dy, axes=(0,)))
 
@@ -75,7 +71,7 @@ def conv_forward(step: Step, node: Node) -> str:
     value, weight, bias = node.inputs
     xq, sx, zx = writer.add_many("DynamicQuantizeLinear", 3, step.values[value])
     centred = writer.add("Sub", writer.cast(xq, FLOAT), writer.cast(zx, FLOAT))
-    wq = writer.cast(_rounded_weight(step, weight), FLOAT)
+    wq = writer.cast(_int8_weight(step, weight), FLOAT)
     step.saved[node.output] = (centred, sx, wq)
     product = writer.add("Conv", centred, wq, **conv_attributes(node))
     scaled = writer.add("Mul", product, _per_channel(step, node, writer.add("Mul", sx, scale_name(weight))))
@@ -91,30 +87,19 @@ def conv_backward(step: Step, node: Node, dy: str) -> None:
         scaled = writer.add("Mul", dy, _per_channel(step, node, scale_name(weight)))
         step.flow(value, conv_input_gradient(step, node, scaled, wq))
     if step.is_trained(weight):
-        _descend_q88(step, weight, conv_weight_gradient(step, node, centred, dy), sx)
+        step.descend(weight, conv_weight_gradient(step, node, centred, dy), sx)
     if step.is_trained(bias):
         step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
 
 
-def _rounded_weight(step: Step, weight: str) -> str:
-    """Wq = sat8(round(Q / 2**8)), halves to even."""
+def _int8_weight(step: Step, weight: str) -> str:
+    """Wq: of a Q8.8 state sat8(round(Q / 2**8)), halves to even; an int8 state as it is."""
     writer = step.writer
+    if step.scheme is Scheme.INT8_SR:
+        return state_name(weight)
+    states = writer.scalar(STATES_PER_STEP[step.scheme])
     zero = writer.constant(np.array(0, np.int8))
-    return writer.add("QuantizeLinear", writer.cast(state_name(weight), FLOAT), writer.scalar(STEPS_PER_UNIT), zero)
-
-
-def _descend_q88(step: Step, weight: str, product: str, scale: str) -> None:
-    """Q <- sat16(round(Q - product * (lr 2**8 scale / S))), where dL/dW = product * scale."""
-    writer, spec = step.writer, step.spec(weight)
-    rate = writer.add("Mul", writer.add("Mul", LEARNING_RATE, writer.scalar(STEPS_PER_UNIT)), scale)
-    per_channel = writer.add("Div", rate, scale_name(weight))
-    if spec.channel_axis != len(spec.shape) - 1:
-        per_channel = writer.add(
-            "Reshape", per_channel, writer.shape(-1, *(1 for _ in spec.shape[spec.channel_axis + 1 :]))
-        )
-    moved = writer.add("Sub", writer.cast(state_name(weight), FLOAT), writer.add("Mul", product, per_channel))
-    bounded = writer.add("Clip", writer.add("Round", moved), writer.scalar(STATE_MIN), writer.scalar(STATE_MAX))
-    step.next_states[weight] = writer.cast(bounded, INT16)
+    return writer.add("QuantizeLinear", writer.cast(state_name(weight), FLOAT), states, zero)
 
 
 def _per_channel(step: Step, node: Node, vector: str) -> str:

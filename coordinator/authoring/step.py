@@ -1,8 +1,8 @@
 """One training step while it is written: names of values, what rules save, where gradients flow.
 
 A rule is a pair. Its forward writes a node and returns the ONNX name of the output. Its backward takes dL/d(output),
-updates those of the node's tensors that are not frozen, and passes dL/d(input) on with ``Step.flow``. It is called only
-where something at or before the node is trainable.
+hands the gradients of those of the node's tensors that are not frozen to ``Step.descend``, and passes dL/d(input) on
+with ``Step.flow``. It is called only where something at or before the node is trainable.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from coordinator.authoring.graph import GraphWriter
-from edge_sdk.training.artifact import LEARNING_RATE, state_name
-from edge_sdk.training.network import Network, Node, Op, TensorSpec
+from coordinator.authoring.update import Gradient, write_updates
+from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec
+from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,13 +30,18 @@ class Step:
     is_training: bool
     values: dict[str, str]
     """ONNX name of each forward value."""
+    scheme: Scheme = Scheme.FP32
+    rule: UpdateRule = PLAIN_SGD
     saved: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By the name of a node's output: ONNX names that its backward rule needs."""
     trainable: frozenset[str] = frozenset()
     """Values that depend on a trainable tensor: a gradient must reach them."""
     gradients: dict[str, str] = field(default_factory=dict)
     """By value: ONNX name of the gradient, as far as it is written."""
+    tensor_gradients: dict[str, Gradient] = field(default_factory=dict)
+    """By trained tensor."""
     next_states: dict[str, str] = field(default_factory=dict)
+    """By tensor or velocity: ONNX name of the state after the step."""
 
     def spec(self, name: str) -> TensorSpec:
         """The tensor's row in the table."""
@@ -44,6 +50,10 @@ class Step:
     def is_trained(self, tensor: str) -> bool:
         """Whether a tensor is updated; a frozen one gets no gradient nodes."""
         return self.spec(tensor).is_trainable
+
+    def is_quantized(self, tensor: str) -> bool:
+        """Whether a tensor's state moves on an int8 grid."""
+        return self.scheme is not Scheme.FP32 and self.spec(tensor).role is Role.WEIGHT
 
     def needs_gradient(self, value: str) -> bool:
         """Whether something upstream of a value is trainable."""
@@ -54,10 +64,11 @@ class Step:
         known = self.gradients.get(value)
         self.gradients[value] = gradient if known is None else self.writer.add("Add", known, gradient)
 
-    def descend(self, tensor: str, gradient: str) -> None:
-        """Plain SGD on a float32 state: p - lr * g."""
-        step = self.writer.add("Mul", LEARNING_RATE, gradient)
-        self.next_states[tensor] = self.writer.add("Sub", state_name(tensor), step)
+    def descend(self, tensor: str, product: str, scale: str = "") -> None:
+        """Hand over dL/d(tensor) = product * scale."""
+        self.tensor_gradients[tensor] = Gradient(product, scale)
+        if not self.rule.clip_norm:
+            write_updates(self, (tensor,))
 
 
 Forward = Callable[[Step, Node], str]
@@ -77,3 +88,5 @@ def write_backward(step: Step, rules: Mapping[Op, Rule]) -> None:
     for node in reversed(step.network.nodes):
         if step.needs_gradient(node.output) and node.output in step.gradients:
             rules[node.op][1](step, node, step.gradients[node.output])
+    if step.rule.clip_norm:
+        write_updates(step, step.tensor_gradients)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, TypeVar
@@ -28,6 +29,7 @@ from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import PublicKey
 from edge_sdk.training.authorship import open_artifact, sign_artifact
 from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
+from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule, check_rule
 
 FORMAT: Final = 1
 OPSET: Final = 18
@@ -36,7 +38,12 @@ _NAME_CHARS_MAX: Final = 48
 _TENSOR_FIELDS, _NODE_FIELDS, _NODE_EXTRAS = 5, 6, 6
 _FROZEN: Final = 0
 _CONSTANT_BYTES_MAX: Final = 8
+_MANIFEST_KEYS: Final = 12
+_RULE: Final = 13
+"""Manifest key of the update rule; absent where it is plain SGD."""
 _E = TypeVar("_E", bound=IntEnum)
+
+_STATE_KINDS: Final = {Scheme.FP32: "fp32", Scheme.INT8: "q8.8", Scheme.INT8_SR: "int8-sr"}
 
 X: Final = "x"
 """float32, (batch, *input_shape)."""
@@ -53,12 +60,30 @@ LOGITS: Final = "logits"
 
 
 def state_name(tensor: str) -> str:
-    """Input with a tensor's training state: int16 Q8.8 (weights of the int8 scheme) or float32."""
+    """Input with a tensor's training state: int16 Q8.8 or int8 (weights of the int8 schemes), or float32.
+
+    Also with the other states of a job, under the keys ``velocity_key`` and ``base_key``.
+    """
     return f"{tensor}.state"
 
 
+def velocity_key(tensor: str) -> str:
+    """Key of a trained tensor's u among the states: int16 for a quantized weight, else float32."""
+    return f"{tensor}.velocity"
+
+
+def base_key(tensor: str) -> str:
+    """Key of a trained tensor's state at the start of the job; goes in and does not come out."""
+    return f"{tensor}.base"
+
+
+def noise_names(tensor: str) -> tuple[str, str]:
+    """Inputs with the noise of stochastic rounding: rows (r, 1, ...) and columns (1, ...), float32 in [0, 1)."""
+    return f"{tensor}.rows", f"{tensor}.columns"
+
+
 def scale_name(tensor: str) -> str:
-    """Input with a weight's scales, float32, one per channel (int8 scheme only)."""
+    """Input with a weight's scales, float32, one per channel (int8 schemes only)."""
     return f"{tensor}.scale"
 
 
@@ -80,6 +105,7 @@ class Artifact:
     network: Network
     batch: int
     scheme: Scheme
+    rule: UpdateRule
     train_onnx: bytes
     eval_onnx: bytes
     digest: Digest
@@ -121,10 +147,18 @@ class Artifact:
 
     @classmethod
     def pack(
-        cls, *, name: str, network: Network, batch: int, scheme: Scheme, train_onnx: bytes, eval_onnx: bytes
+        cls,
+        *,
+        name: str,
+        network: Network,
+        batch: int,
+        scheme: Scheme,
+        rule: UpdateRule = PLAIN_SGD,
+        train_onnx: bytes,
+        eval_onnx: bytes,
     ) -> Artifact:
         """Write the file and load it again, so that what was written is what will be accepted."""
-        manifest = {
+        manifest: dict[int, object] = {
             1: FORMAT,
             2: name,
             3: list(network.input_shape),
@@ -138,6 +172,8 @@ class Artifact:
             11: hashlib.sha256(train_onnx).digest(),
             12: hashlib.sha256(eval_onnx).digest(),
         }
+        if not rule.is_plain:
+            manifest[_RULE] = struct.pack("<3f", rule.momentum, rule.clip_norm, rule.prox)
         return cls.load(codec.encode({1: manifest, 2: train_onnx, 3: eval_onnx}))
 
     def signed(self, signer: Signer) -> Artifact:
@@ -152,8 +188,13 @@ class Artifact:
 
     @property
     def state_kind(self) -> str:
-        """Name of the weights' training state: ``q8.8`` or ``fp32``."""
-        return "q8.8" if self.scheme is Scheme.INT8 else "fp32"
+        """Name of the weights' training state: ``q8.8``, ``int8-sr`` or ``fp32``."""
+        return _STATE_KINDS[self.scheme]
+
+    @property
+    def rounds_stochastically(self) -> bool:
+        """Whether the training step takes noise."""
+        return self.scheme is Scheme.INT8_SR
 
     @property
     def train_inputs(self) -> tuple[str, ...]:
@@ -163,23 +204,40 @@ class Artifact:
             names.append(state_name(spec.name))
             if self.is_quantized(spec):
                 names.append(scale_name(spec.name))
+                if self.rounds_stochastically and spec.is_trainable:
+                    names += noise_names(spec.name)
+        names += [state_name(key) for key in (*self.velocity_keys.values(), *self.base_keys.values())]
         names += [mask_name(node.output) for node in self.network.nodes if node.op is Op.DROPOUT]
         return tuple(names)
 
     @property
     def train_outputs(self) -> tuple[str, ...]:
         """Names that the training-step graph gives."""
-        return (*(next_name(spec.name) for spec in self.network.tensors if spec.is_trainable), LOSS)
+        trained = (spec.name for spec in self.network.tensors if spec.is_trainable)
+        return (*map(next_name, (*trained, *self.velocity_keys.values())), LOSS)
+
+    @property
+    def velocity_keys(self) -> dict[str, str]:
+        """By trained tensor: key of its u among the states; empty without momentum."""
+        return self._keys(velocity_key) if self.rule.momentum else {}
+
+    @property
+    def base_keys(self) -> dict[str, str]:
+        """By trained tensor: key of its base among the states; empty without a proximal term."""
+        return self._keys(base_key) if self.rule.prox else {}
 
     def is_quantized(self, spec: TensorSpec) -> bool:
-        """Whether a tensor's training state is Q8.8 with per-channel scales."""
-        return self.scheme is Scheme.INT8 and spec.role is Role.WEIGHT
+        """Whether a tensor's training state is Q8.8 or int8 with per-channel scales."""
+        return self.scheme is not Scheme.FP32 and spec.role is Role.WEIGHT
+
+    def _keys(self, key: Callable[[str], str]) -> dict[str, str]:
+        return {spec.name: key(spec.name) for spec in self.network.tensors if spec.is_trainable}
 
 
 def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None) -> Artifact:
     """Typed walk through the decoded file."""
     top = _map(fields, 3, "file")
-    manifest = _map(top[1], 12, "manifest")
+    manifest = _map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE}))
     train_onnx, eval_onnx = _bytes(top[2], "training-step graph"), _bytes(top[3], "evaluation graph")
     for graph, key, what in ((train_onnx, 11, "training-step graph"), (eval_onnx, 12, "evaluation graph")):
         if hashlib.sha256(graph).digest() != check_digest(_bytes(manifest[key], what)):
@@ -204,12 +262,28 @@ def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None)
         network=network,
         batch=batch,
         scheme=_enum(Scheme, manifest[6]),
+        rule=_rule(manifest.get(_RULE)),
         train_onnx=train_onnx,
         eval_onnx=eval_onnx,
         digest=digest,
         data=data,
         author=author,
     )
+
+
+def _rule(value: object) -> UpdateRule:
+    """Momentum, clip norm and prox as little-endian float32; without them plain SGD."""
+    if value is None:
+        return PLAIN_SGD
+    data = _bytes(value, "update rule")
+    if len(data) != struct.calcsize("<3f"):
+        raise DecodeError(f"artifact update rule: {len(data)} bytes")
+    momentum, clip_norm, prox = struct.unpack("<3f", data)
+    rule = UpdateRule(momentum=momentum, clip_norm=clip_norm, prox=prox)
+    check_rule(rule)
+    if rule.is_plain:
+        raise DecodeError("artifact update rule: plain SGD is written by leaving it out")
+    return rule
 
 
 def _tensor_row(spec: TensorSpec) -> list[object]:
@@ -284,8 +358,9 @@ def _node(row: object) -> Node:
     )
 
 
-def _map(value: object, size: int, what: str) -> dict[int, object]:
-    if not isinstance(value, dict) or set(value) != set(range(1, size + 1)):
+def _map(value: object, size: int, what: str, *, optional: frozenset[int] = frozenset()) -> dict[int, object]:
+    required = set(range(1, size + 1))
+    if not isinstance(value, dict) or not required <= set(value) <= required | optional:
         raise DecodeError(f"artifact {what}: expected a map with the keys 1..{size}")
     return value
 

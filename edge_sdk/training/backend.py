@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 NO_MASKS: Final[Mapping[str, Any]] = MappingProxyType({})
+NO_NOISE: Final[Mapping[str, Any]] = NO_MASKS
 
 
 class Batch(NamedTuple):
@@ -35,15 +36,18 @@ class Backend(Protocol):
         states: Mapping[str, npt.NDArray[Any]],
         scales: Mapping[str, npt.NDArray[np.float32]],
         masks: Mapping[str, npt.NDArray[np.float32]] = NO_MASKS,
+        noise: Mapping[str, npt.NDArray[np.float32]] = NO_NOISE,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
-        """One step of SGD.
+        """One step by the artifact's update rule.
 
         Args:
             batch: Examples.
             lr: Learning rate.
-            states: By tensor name: int16 Q8.8, or float32.
-            scales: By tensor name, one per channel, for the Q8.8 states.
+            states: By tensor name: int16 Q8.8, int8, or float32; and, where the rule has them, velocities and bases
+                under the artifact's ``velocity_keys`` and ``base_keys``.
+            scales: By tensor name, one per channel, for the quantized weights.
             masks: By the output of each dropout: what it multiplies with in this step.
+            noise: Of stochastic rounding, by the names of ``noise_names``.
 
         Returns:
             All states after the step, and the mean loss before it.

@@ -40,6 +40,9 @@ class Scheme(IntEnum):
 
     FP32 = 1
     INT8 = 2
+    """Weights int8 with an int16 Q8.8 state."""
+    INT8_SR = 3
+    """Weights int8, which are the state, rounded stochastically."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,13 +8,14 @@ added up as int64. The equations stand in this package's README.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from edge_sdk.training.backend import NO_MASKS
+from edge_sdk.training.backend import NO_MASKS, NO_NOISE
 from edge_sdk.training.network import INPUT, Network
 from edge_sdk.training.numpy_functions import ACTIVATIONS, loss_and_slope
+from edge_sdk.training.numpy_update import updated_states
 from edge_sdk.training.numpy_windows import (
     add_columns,
     add_windows,
@@ -40,7 +41,6 @@ EXACT_BLOCK: Final = 256
 """256 * 255 * 255 < 2**24: every partial sum is an integer that float32 holds."""
 _STATES_PER_STEP: Final = np.float32(256.0)
 _INT8_MIN, _INT8_MAX = -128, 127
-_INT16_MIN, _INT16_MAX = -32_768, 32_767
 _UINT8_MAX: Final = np.float32(255.0)
 
 
@@ -75,8 +75,10 @@ def exact_product(a: F32, b: F32) -> F32:
     return total.astype(np.float32)
 
 
-def rounded_weight(state: npt.NDArray[np.int16]) -> F32:
-    """What the int8 forward pass multiplies with: the high byte, rounded to nearest, halves to even."""
+def rounded_weight(state: npt.NDArray[Any]) -> F32:
+    """What the int8 forward pass multiplies with: an int8 state; of Q8.8 the high byte, rounded, halves to even."""
+    if state.dtype == np.int8:
+        return state.astype(np.float32)
     rounded: F32 = np.clip(np.rint(state.astype(np.float32) / _STATES_PER_STEP), _INT8_MIN, _INT8_MAX)
     return rounded
 
@@ -98,7 +100,7 @@ class _Pass:
     upstream: dict[str, F32] = field(default_factory=dict)
     """By value: dL/d(value), as far as it is known."""
     gradients: dict[str, F32] = field(default_factory=dict)
-    """By trainable tensor: dL/d(state) for a float32 state, dL/dW for a Q8.8 state."""
+    """By trainable tensor: dL/d(parameter)."""
 
     def forward(self, node: Node) -> F32:
         """The node's output."""
@@ -287,6 +289,7 @@ class NumpyBackend:
         states: Mapping[str, npt.NDArray[Any]],
         scales: Mapping[str, F32],
         masks: Mapping[str, F32] = NO_MASKS,
+        noise: Mapping[str, F32] = NO_NOISE,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See ``Backend.step``."""
         run, logits = self._forward(batch.x, states, scales, masks)
@@ -297,9 +300,7 @@ class NumpyBackend:
         for node in reversed(run.network.nodes[:-1]):
             if node.output in run.trainable and node.output in run.upstream:
                 run.backward(node, run.upstream.pop(node.output))
-        rate = np.float32(lr)
-        updated = {name: self._descend(name, state, run, rate) for name, state in states.items()}
-        return updated, loss
+        return updated_states(self._artifact, run.gradients, lr, states, scales, noise), loss
 
     def logits(self, x: F32, params: Mapping[str, F32]) -> F32:
         """See ``Backend.logits``."""
@@ -316,18 +317,6 @@ class NumpyBackend:
         for node in network.nodes[:-1]:
             run.values[node.output] = run.forward(node)
         return run, run.values[network.logits]
-
-    def _descend(self, name: str, state: npt.NDArray[Any], run: _Pass, rate: np.float32) -> npt.NDArray[Any]:
-        spec = next(spec for spec in run.network.tensors if spec.name == name)
-        if not spec.is_trainable:
-            return state
-        gradient = run.gradients[name]
-        if name not in run.scales:
-            return cast("npt.NDArray[Any]", state - rate * gradient)
-        shape = [1] * len(spec.shape)
-        shape[spec.channel_axis] = -1
-        step = rate * _STATES_PER_STEP / run.scales[name].reshape(shape) * gradient
-        return np.clip(np.rint(state.astype(np.float32) - step), _INT16_MIN, _INT16_MAX).astype(np.int16)
 
 
 def _rearranged(node: Node, inputs: list[F32]) -> F32:

@@ -1,17 +1,17 @@
-"""Runs an artifact's graphs with ONNX Runtime on the CPU, one thread.
+"""Runs an artifact's graphs with ONNX Runtime: on one thread of the CPU, or on the GPU of a Jetson.
 
 One thread by default: with other load on the cores, thread pools of numerical libraries were measured many times
-slower than one thread.
+slower than one thread. What a GPU provider does not run (MaxUnpool, integer products), the runtime places on the CPU.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import onnxruntime
 
-from edge_sdk.errors import TrainingError
+from edge_sdk.errors import ConfigError, TrainingError
 from edge_sdk.training.artifact import (
     LEARNING_RATE,
     LOGITS,
@@ -25,7 +25,7 @@ from edge_sdk.training.artifact import (
     scale_name,
     state_name,
 )
-from edge_sdk.training.backend import NO_MASKS
+from edge_sdk.training.backend import NO_MASKS, NO_NOISE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,14 +35,40 @@ if TYPE_CHECKING:
     from edge_sdk.training.backend import Batch
 
 _ERRORS_ONLY = 3
+GPU_BYTES_MAX: Final = 512 * 1024 * 1024
+"""A Jetson has one memory for both processors: without a bound the provider's arena may take half of it."""
+_CPU: Final = "CPUExecutionProvider"
+_CUDA: Final = ("CUDAExecutionProvider", {"gpu_mem_limit": GPU_BYTES_MAX, "arena_extend_strategy": "kSameAsRequested"})
+_TENSORRT: Final = ("TensorrtExecutionProvider", {"trt_max_workspace_size": GPU_BYTES_MAX})
+_PROVIDERS: Final[dict[str, tuple[tuple[str, dict[str, Any]], ...]]] = {
+    "cpu": (),
+    "cuda": (_CUDA,),
+    "tensorrt": (_TENSORRT, _CUDA),
+}
 
 
 class OnnxBackend:
     """``Backend`` over two lazily built sessions."""
 
-    def __init__(self, artifact: Artifact) -> None:
-        """Keep the artifact; nothing is built yet."""
+    def __init__(self, artifact: Artifact, *, device: str = "cpu") -> None:
+        """Keep the artifact; nothing is built yet.
+
+        Args:
+            artifact: Artifact.
+            device: ``cpu``, ``cuda`` or ``tensorrt``.
+
+        Raises:
+            ConfigError: this build of the runtime has no such provider.
+        """
+        available = onnxruntime.get_available_providers()
+        missing = [name for name, _ in _PROVIDERS[device] if name not in available]
+        if missing:
+            raise ConfigError(
+                f"backend onnxruntime:{device}: this onnxruntime has {', '.join(available)} and not "
+                f"{', '.join(missing)}; install the build for the board's GPU, or use onnxruntime on the CPU"
+            )
         self._artifact = artifact
+        self._device = device
         self._training: onnxruntime.InferenceSession | None = None
         self._evaluation: onnxruntime.InferenceSession | None = None
 
@@ -53,11 +79,12 @@ class OnnxBackend:
         states: Mapping[str, npt.NDArray[Any]],
         scales: Mapping[str, npt.NDArray[np.float32]],
         masks: Mapping[str, npt.NDArray[np.float32]] = NO_MASKS,
+        noise: Mapping[str, npt.NDArray[np.float32]] = NO_NOISE,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See ``Backend.step``."""
         if self._training is None:
             self._training = _session(
-                self._artifact.train_onnx, self._artifact.train_inputs, self._artifact.train_outputs
+                self._artifact.train_onnx, self._artifact.train_inputs, self._artifact.train_outputs, self._device
             )
         feed: dict[str, npt.NDArray[Any]] = {
             X: batch.x,
@@ -68,6 +95,7 @@ class OnnxBackend:
         feed.update((state_name(name), state) for name, state in states.items())
         feed.update((scale_name(name), scale) for name, scale in scales.items())
         feed.update((mask_name(name), mask) for name, mask in masks.items())
+        feed.update(noise)
         outputs = dict(
             zip(self._artifact.train_outputs, self._training.run(self._artifact.train_outputs, feed), strict=True)
         )
@@ -80,7 +108,7 @@ class OnnxBackend:
         """See ``Backend.logits``."""
         if self._evaluation is None:
             names = (X, *(state_name(spec.name) for spec in self._artifact.network.tensors))
-            self._evaluation = _session(self._artifact.eval_onnx, names, (LOGITS,))
+            self._evaluation = _session(self._artifact.eval_onnx, names, (LOGITS,), self._device)
         feed = {X: x} | {state_name(name): value for name, value in params.items()}
         logits: npt.NDArray[np.float32] = self._evaluation.run((LOGITS,), feed)[0]
         return logits
@@ -90,18 +118,25 @@ class OnnxBackend:
         self._training = self._evaluation = None
 
 
-def _session(graph: bytes, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> onnxruntime.InferenceSession:
+def _session(
+    graph: bytes, inputs: tuple[str, ...], outputs: tuple[str, ...], device: str
+) -> onnxruntime.InferenceSession:
     """Build a session and check that its inputs and outputs are those of the contract.
 
     Raises:
-        TrainingError: they are not.
+        ConfigError: the provider is installed, but does not start here.
+        TrainingError: inputs or outputs are others.
     """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
-    options.enable_cpu_mem_arena = False  # measured on LeNet: 3 MiB less at the same speed
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    options.enable_mem_pattern = False  # with the arena, it costs memory and saves no time
+    wanted = [name for name, _ in _PROVIDERS[device]]
+    session = onnxruntime.InferenceSession(graph, options, providers=[*_PROVIDERS[device], _CPU])
+    started = session.get_providers()
+    if started[: len(wanted)] != wanted:  # the runtime falls back without an error
+        raise ConfigError(f"backend onnxruntime:{device}: only {', '.join(started)} started on this machine")
     found = {value.name for value in session.get_inputs()}, {value.name for value in session.get_outputs()}
     if found != (set(inputs), set(outputs)):
         ports = " -> ".join(map(repr, map(sorted, found)))

@@ -2,18 +2,19 @@
 
 A global tensor is int32 q with value q * 2**exponent. A weight channel c also has a scale S_c = m_c * 2**-k_c with
 128 <= m_c <= 255, chosen in integers only, so that every miner computes the same bytes. The device trains Q = value /
-S * 2**8 as int16 (Q8.8); the forward pass uses the rounded high byte as int8 (``notes``: TinyEngine's
-quantization-aware scaling with a fractional state).
+S * 2**8 as int16 (Q8.8), where the forward pass uses the rounded high byte as int8; or Q = value / S as int8, rounded
+stochastically in each step.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from edge_sdk.errors import QuantizationError
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX
+from edge_sdk.training.network import Scheme
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
     from edge_sdk.protocol.messages import ModelParams, ModelTensor
     from edge_sdk.training.network import TensorSpec
 
+STATES_PER_STEP: Final = {Scheme.INT8: 256, Scheme.INT8_SR: 1}
+"""States of a weight per step of its int8 grid."""
+STATE_LIMITS: Final[dict[Scheme, tuple[int, int, type[np.signedinteger[Any]]]]] = {
+    Scheme.INT8: (-32_768, 32_767, np.int16),
+    Scheme.INT8_SR: (-128, 127, np.int8),
+}
+"""Smallest and largest state of a weight, and its type."""
 WEIGHT_MAX: Final = 127
 """Largest int8 weight; -128 is left out so that the grid is symmetric."""
 HEADROOM: Final = (5, 4)
@@ -94,6 +102,16 @@ def align(scales: npt.NDArray[np.float32], spec: TensorSpec) -> npt.NDArray[np.f
     shape = [1] * len(spec.shape)
     shape[spec.channel_axis] = -1
     return scales.reshape(shape)
+
+
+def initial_state(
+    value: npt.NDArray[np.float32], scales: npt.NDArray[np.float32], spec: TensorSpec, scheme: Scheme
+) -> npt.NDArray[Any]:
+    """The state nearest to a weight's value."""
+    low, high, kind = STATE_LIMITS[scheme]
+    states = np.rint(value * np.float32(STATES_PER_STEP[scheme]) / align(scales, spec))
+    bounded: npt.NDArray[Any] = np.clip(states, low, high).astype(kind)
+    return bounded
 
 
 def integers(tensor: ModelTensor) -> npt.NDArray[np.int32]:

@@ -12,7 +12,6 @@ Training is not bit-reproducible across processors; never verify an update by re
 from __future__ import annotations
 
 import hashlib
-import importlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,14 +19,24 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from edge_sdk.errors import ConfigError, DecodeError, LocalProtocolError, NonFiniteError, TrainingError
+from edge_sdk.errors import DecodeError, LocalProtocolError, NonFiniteError, TrainingError
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX
 from edge_sdk.protocol.messages import ModelParams
+from edge_sdk.training.backends import load_backend
 from edge_sdk.training.dropout import DropoutMasks
 from edge_sdk.training.memory import return_memory
 from edge_sdk.training.operators import Op
-from edge_sdk.training.quantize import align, check_params, dequantize, scale_values
+from edge_sdk.training.quantize import (
+    STATE_LIMITS,
+    STATES_PER_STEP,
+    align,
+    check_params,
+    dequantize,
+    initial_state,
+    scale_values,
+)
+from edge_sdk.training.rounding_noise import RoundingNoise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,17 +44,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge_sdk.training.artifact import Artifact
-    from edge_sdk.training.backend import Backend
     from edge_sdk.training.dataset import Dataset
 
-BACKENDS: Final = {
-    "onnxruntime": ("edge_sdk.training.onnx_backend", "OnnxBackend"),
-    "numpy": ("edge_sdk.training.numpy_backend", "NumpyBackend"),
-}
-"""By name: module and class, imported when chosen."""
-STATES_PER_STEP: Final = 256.0
-"""Q8.8: 2**8 states per step of the int8 grid."""
-STATE_MIN, STATE_MAX = -32_768, 32_767
 EVALUATION_BATCH: Final = 64
 _CHECKPOINT_FORMAT: Final = 1
 _CHECKPOINT_OVERHEAD_BYTES: Final = 1_024
@@ -60,7 +60,7 @@ class TrainReport:
     loss_first: float
     loss_mean: float
     saturated: int
-    """Q8.8 states at the end of their range."""
+    """Quantized weights at the end of their range."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ class Trainer:
         """
         self.artifact = artifact
         self.steps_done = 0
-        self._backend = _load_backend(backend, artifact)
+        self._backend = load_backend(backend, artifact)
         self._start: dict[str, npt.NDArray[Any]] = {}
         self._states: dict[str, npt.NDArray[Any]] = {}
         self._scales: dict[str, npt.NDArray[np.float32]] = {}
@@ -114,11 +114,10 @@ class Trainer:
         self._scales = {}
         for tensor, spec in zip(params.tensors, self.artifact.network.tensors, strict=True):
             if self.artifact.is_quantized(spec):
-                scales = scale_values(tensor.scale_m, tensor.scale_k)
-                q = np.rint(values[spec.name] * np.float32(STATES_PER_STEP) / align(scales, spec))
-                values[spec.name] = np.clip(q, STATE_MIN, STATE_MAX).astype(np.int16)
-                self._scales[spec.name] = scales
-        self._start, self._states, self.steps_done = values, dict(values), 0
+                scales = self._scales[spec.name] = scale_values(tensor.scale_m, tensor.scale_k)
+                values[spec.name] = initial_state(values[spec.name], scales, spec, self.artifact.scheme)
+        self._start, self.steps_done = values, 0
+        self._states = values | self._job_states()
 
     def train(
         self,
@@ -136,7 +135,7 @@ class Trainer:
             dataset: Examples.
             steps: Steps of the whole job.
             lr: Learning rate, > 0.
-            rng: Decides the order and the masks of dropout; seed it equally to resume a job.
+            rng: Decides the order, the masks of dropout and the noise of rounding; seed it equally to resume a job.
             on_step: Called after each step with the number of steps done and the loss. May raise to stop: the state
                 is then that of whole steps.
             start_step: Steps that an earlier call or a restored checkpoint has done.
@@ -153,9 +152,12 @@ class Trainer:
         losses: list[float] = []
         examples = 0
         dropout = DropoutMasks(self.artifact.network, batch=self.artifact.batch, rng=rng)
+        noise = RoundingNoise(self.artifact, rng=rng)
         batches = dataset.batches(rng, size=self.artifact.batch, start=start_step)
         for step, batch in zip(range(start_step, steps), batches, strict=False):
-            self._states, loss = self._backend.step(batch, lr, self._states, self._scales, dropout.draw(step))
+            self._states, loss = self._backend.step(
+                batch, lr, self._states, self._scales, dropout.draw(step), noise.draw(step)
+            )
             if not math.isfinite(loss):
                 raise NonFiniteError(f"loss is {loss} at step {step}")
             losses.append(loss)
@@ -169,11 +171,13 @@ class Trainer:
             examples=examples,
             loss_first=losses[0],
             loss_mean=math.fsum(losses) / len(losses),
-            saturated=sum(int(np.isin(self._states[name], (STATE_MIN, STATE_MAX)).sum()) for name in self._scales),
+            saturated=self._count_saturated(),
         )
 
     def delta(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Parameters now minus parameters at ``load``, by tensor name; for Q8.8 states (Q_end - Q_start) * S / 2**8.
+        """Parameters now minus parameters at ``load``, by tensor name; of a quantized weight (Q_end - Q_start) * S / N.
+
+        N: states per step of the grid, 2**8 for Q8.8 and 1 for int8.
 
         Raises:
             LocalProtocolError: no model is loaded.
@@ -184,7 +188,8 @@ class Trainer:
             start, now = self._start[spec.name], self._states[spec.name]
             if spec.name in self._scales:
                 moved = (now.astype(np.int32) - start).astype(np.float32)
-                deltas[spec.name] = moved * (align(self._scales[spec.name], spec) / np.float32(STATES_PER_STEP))
+                per_step = np.float32(STATES_PER_STEP[self.artifact.scheme])
+                deltas[spec.name] = moved * (align(self._scales[spec.name], spec) / per_step)
             else:
                 deltas[spec.name] = now - start
         return deltas
@@ -238,7 +243,7 @@ class Trainer:
             LocalProtocolError: no model is loaded.
         """
         self._check_loaded()
-        states = [np.ascontiguousarray(self._states[spec.name]).tobytes() for spec in self.artifact.network.tensors]
+        states = [np.ascontiguousarray(self._states[name]).tobytes() for name in self._saved_keys]
         return codec.encode(
             {1: _CHECKPOINT_FORMAT, 2: self.artifact.digest, 3: self._start_digest(), 4: self.steps_done, 5: states}
         )
@@ -251,9 +256,8 @@ class Trainer:
             LocalProtocolError: no model is loaded.
         """
         self._check_loaded()
-        bytes_max = (
-            sum(state.nbytes for state in self._start.values()) + _CHECKPOINT_OVERHEAD_BYTES + 16 * len(self._start)
-        )
+        sizes = [self._states[name].nbytes for name in self._saved_keys]
+        bytes_max = sum(sizes) + _CHECKPOINT_OVERHEAD_BYTES + 16 * len(sizes)
         fields = codec.decode(data, bytes_max=bytes_max)
         match fields:
             case {1: 1, 2: self.artifact.digest, 3: bytes(base), 4: int(steps_done), 5: list(states), **more} if (
@@ -264,12 +268,11 @@ class Trainer:
                 raise DecodeError("checkpoint: not one of this artifact")
         if base != self._start_digest() or steps_done < 0:
             raise DecodeError("checkpoint: its base is not the loaded model")
-        if [len(s) if isinstance(s, bytes) else -1 for s in states] != [
-            self._start[s.name].nbytes for s in self.artifact.network.tensors
-        ]:
+        if [len(s) if isinstance(s, bytes) else -1 for s in states] != sizes:
             raise DecodeError("checkpoint: the states do not fit the artifact's tensors")
-        for spec, state in zip(self.artifact.network.tensors, states, strict=True):
-            self._states[spec.name] = np.frombuffer(state, self._start[spec.name].dtype).reshape(spec.shape)
+        for name, state in zip(self._saved_keys, states, strict=True):
+            kept = self._states[name]
+            self._states[name] = np.frombuffer(state, kept.dtype).reshape(kept.shape)
         self._check_finite()
         self.steps_done = steps_done
 
@@ -278,6 +281,25 @@ class Trainer:
         self._backend.release()
         self._start, self._states, self._scales = {}, {}, {}
         return_memory()
+
+    @property
+    def _saved_keys(self) -> tuple[str, ...]:
+        """States that a checkpoint holds: tensors, then velocities."""
+        return (*(spec.name for spec in self.artifact.network.tensors), *self.artifact.velocity_keys.values())
+
+    def _job_states(self) -> dict[str, npt.NDArray[Any]]:
+        """States beside the tensors' at the start of a job: velocities of zero, and the base."""
+        velocities: dict[str, npt.NDArray[Any]] = {
+            key: np.zeros(self._start[name].shape, np.int16 if name in self._scales else np.float32)
+            for name, key in self.artifact.velocity_keys.items()
+        }
+        return velocities | {key: self._start[name] for name, key in self.artifact.base_keys.items()}
+
+    def _count_saturated(self) -> int:
+        if not self._scales:
+            return 0
+        low, high, _ = STATE_LIMITS[self.artifact.scheme]
+        return sum(int(np.isin(self._states[name], (low, high)).sum()) for name in self._scales)
 
     def _start_digest(self) -> bytes:
         digest = hashlib.sha256()
@@ -294,7 +316,7 @@ class Trainer:
         for spec in self.artifact.network.tensors:
             state = self._states[spec.name]
             if state.dtype != np.float32:
-                continue  # Q8.8 saturates
+                continue  # a quantized state saturates
             largest = float(np.abs(state).max(initial=0.0))
             if not largest <= MODEL_VALUE_MAX * 2.0**spec.exponent:
                 raise NonFiniteError(f"tensor {spec.name}: {largest:g} is no value that a model can hold")
@@ -314,14 +336,3 @@ def _judge(
             shifted = logits - logits.max(axis=1, keepdims=True)
             losses = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(targets)), targets]
             return losses, logits.argmax(axis=1) == targets
-
-
-def _load_backend(name: str, artifact: Artifact) -> Backend:
-    if name not in BACKENDS:
-        raise ConfigError(f"backend {name!r}: expected one of {', '.join(BACKENDS)}")
-    module, kind = BACKENDS[name]
-    try:
-        backend: Backend = getattr(importlib.import_module(module), kind)(artifact)
-    except ImportError as error:
-        raise ConfigError(f"backend {name!r} cannot be loaded: {error}") from error
-    return backend
