@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from coordinator import cli_model_training
 from edge_sdk.adapters.durable_files import write_file
 from edge_sdk.errors import ConfigError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from edge_sdk.training.artifact import Artifact
 
 LOSSES: Final = ("ce", "mse", "bce")
-STATES: Final = ("q8.8", "fp32")
 BATCH: Final = 32
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 
@@ -34,9 +34,7 @@ def add_parser(build: argparse.ArgumentParser) -> None:
         help="the rest is frozen and costs no gradient (default: all); names are tensors or layers",
     )
     build.add_argument("--batch", type=int, default=BATCH, help=f"examples per step (default: {BATCH})")
-    build.add_argument(
-        "--state", choices=STATES, default=STATES[0], help=f"arithmetic of the weights (default: {STATES[0]})"
-    )
+    cli_model_training.add_options(build)
     build.add_argument("-o", "--out", type=Path, required=True, metavar="NAME.flm", help="artifact to write")
 
 
@@ -51,12 +49,16 @@ def build(options: argparse.Namespace) -> int:
     from coordinator.authoring.trainable import with_trainable
     from coordinator.onnx_files import import_file
     from edge_sdk.protocol import wire
-    from edge_sdk.training.network import Scheme
 
     imported = import_file(options.model, loss=options.loss, smoothing=options.label_smoothing)
     network = with_trainable(imported, options.trainable)
-    scheme = Scheme.INT8 if options.state == "q8.8" else Scheme.FP32
-    artifact = build_artifact(out.stem, network, batch=options.batch, scheme=scheme)
+    artifact = build_artifact(
+        out.stem,
+        network,
+        batch=options.batch,
+        scheme=cli_model_training.scheme(options),
+        rule=cli_model_training.update_rule(options),
+    )
     params = to_params(network.tensors, imported.arrays)
     parameters_file = out.with_suffix(".model.cbor")
     write_file(parameters_file, wire.to_bytes(params))
@@ -74,6 +76,7 @@ def describe(artifact: Artifact) -> None:
     network = artifact.network
     outputs = f"{network.class_count} {'classes' if network.is_classifier else 'outputs'}"
     print(f"artifact {artifact.name}: {artifact.state_kind} state, batch {artifact.batch}")
+    print(f"step: {cli_model_training.describe_rule(artifact.rule)}")
     print(f"signed by {artifact.authored_by}")
     print(f"input {_sizes(network.input_shape)}, {outputs}, loss {network.loss.name.lower()}")
     print(f"graphs: training step {len(artifact.train_onnx)} bytes, evaluation {len(artifact.eval_onnx)} bytes")

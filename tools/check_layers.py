@@ -137,6 +137,7 @@ LAYERS: Final = {
     "coordinator.cli_miner": Layer.APPS,
     "coordinator.cli_model": Layer.APPS,
     "coordinator.cli_model_build": Layer.APPS,
+    "coordinator.cli_model_training": Layer.APPS,
     "coordinator.cli_registry": Layer.APPS,
     "coordinator.cli_sequencer": Layer.APPS,
     "coordinator.study": Layer.APPS,

@@ -14,6 +14,7 @@ from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.trainer import Trainer
+from edge_sdk.training.update_rule import UpdateRule
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def build(forward: Path, *options: str) -> tuple[Artifact, ModelParams]:
     return Artifact.load(out.read_bytes()), params
 
 
-@pytest.mark.parametrize("state", ["q8.8", "fp32"])
+@pytest.mark.parametrize("state", ["q8.8", "int8-sr", "fp32"])
 @pytest.mark.parametrize("trainable", ["all", "last:1"])
 @pytest.mark.parametrize("backend", ["onnxruntime", "numpy"])
 def test_what_is_built_learns(forward: Path, state: str, trainable: str, backend: str) -> None:
@@ -71,6 +72,29 @@ def test_what_is_built_learns(forward: Path, state: str, trainable: str, backend
     assert report.loss_mean < 0.8 * report.loss_first
     moved = {name for name, delta in trainer.delta().items() if delta.any()}
     assert ("conv_weight" in moved) == (trainable == "all")
+
+
+@pytest.mark.parametrize("state", ["q8.8", "int8-sr", "fp32"])
+def test_options_of_the_step_arrive_in_the_artifact(
+    forward: Path, state: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--optimizer", "momentum", "--clip", "1.5", "--prox", "0.25", "--state", state)
+    artifact, _ = build(forward, *options)
+    assert artifact.state_kind == state
+    assert artifact.rule == UpdateRule(momentum=float(np.float32(0.9)), clip_norm=1.5, prox=0.25)
+    assert f"{state} state" in capsys.readouterr().out
+    assert main(["inspect", str(forward.with_name("net.flm"))]) == 0
+    assert "step: momentum 0.9, gradient clipped to 1.5, proximal term 0.25" in capsys.readouterr().out
+
+
+def test_int8_rounded_to_nearest_is_refused_with_the_reason(forward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        build(forward, "--state", "int8")
+    assert stopped.value.code == 2
+    printed = capsys.readouterr().err
+    assert "does not learn" in printed
+    assert "23.0 % where float32 reached 93.0 %" in printed
+    assert not list(forward.parent.glob("*.flm"))
 
 
 def test_inspect_prints_layers_and_costs(forward: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,6 +130,11 @@ def test_costs_are_those_of_hand(forward: Path) -> None:
         (("--batch", "0"), TrainingError, "batch 0"),
         (("-o", "model.onnx"), ConfigError, "NAME.flm"),
         (("--label-smoothing", "2"), TrainingError, "share"),
+        (("--momentum", "0.9"), ConfigError, "needs --optimizer momentum"),
+        (("--optimizer", "momentum", "--momentum", "0"), ConfigError, "expected more than 0"),
+        (("--optimizer", "momentum", "--momentum", "1.5"), TrainingError, "momentum 1.5: expected 0..0.999"),
+        (("--clip", "nan"), TrainingError, "clip norm nan"),
+        (("--prox", "-1"), TrainingError, "prox -1"),
     ],
 )
 def test_wrong_options_build_nothing(
