@@ -37,6 +37,8 @@ def _read(path: Path) -> bytes:
 
 def _external(folder: Path) -> ReadExternal:
     def read(location: str, offset: int, length: int) -> bytes:
+        if "\0" in location:
+            raise TrainingError("external data: a null byte in the name of its file")
         file = (folder / location).resolve()  # follows links, so that none leads out
         if not location or not file.is_relative_to(folder) or not file.is_file():
             raise TrainingError(f"external data {location[:80]!r} is not a file in the folder of the model")
