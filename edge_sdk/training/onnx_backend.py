@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from edge_sdk.training.backend import Batch
 
 _ERRORS_ONLY = 3
+_REORDERING: Final = ["ConvActivationFusion", "GemmActivationFusion"]
+"""Optimizers that put a fused node at the end of the order, behind everything that could wait."""
 GPU_BYTES_MAX: Final = 512 * 1024 * 1024
 """A Jetson has one memory for both processors: without a bound the provider's arena may take half of it."""
 _CPU: Final = "CPUExecutionProvider"
@@ -132,8 +134,13 @@ def _session(
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.log_severity_level = _ERRORS_ONLY
     options.enable_mem_pattern = False  # with the arena, it costs memory and saves no time
+    # As the builder has written them: each gradient is used where it is made. The runtime's own order leaves all weight
+    # gradients to the end and keeps for them what they need: 7 MiB more with dscnn, at the same speed.
+    options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     wanted = [name for name, _ in _PROVIDERS[device]]
-    session = onnxruntime.InferenceSession(graph, options, providers=[*_PROVIDERS[device], _CPU])
+    session = onnxruntime.InferenceSession(
+        graph, options, providers=[*_PROVIDERS[device], _CPU], disabled_optimizers=_REORDERING
+    )
     started = session.get_providers()
     if started[: len(wanted)] != wanted:  # the runtime falls back without an error
         raise ConfigError(f"backend onnxruntime:{device}: only {', '.join(started)} started on this machine")
