@@ -53,7 +53,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where the miners' folds come from",
     )
     data.add_argument("--data", type=Path, help="folder (idx, hapt) or file (npz)")
-    data.add_argument("--model", default="mlp", help="mlp, lenet or cnn1d")
+    data.add_argument(
+        "--model", default="mlp", help="mlp, lenet or another of the zoo, or an artifact of yours: NAME.flm"
+    )
+    data.add_argument(
+        "--author", type=Path, metavar="NAME.pub", help="key that must have signed NAME.flm; the genesis pins it"
+    )
     data.add_argument("--seed", type=int, default=0, help="of the model and the folds")
     data.add_argument("--block-size", type=_positive, default=4, help="updates that cut a block at once")
     data.add_argument("--tau", type=_seconds, default=30.0, help="seconds after which a block is cut anyway")
@@ -76,7 +81,9 @@ def _run(config_file: Path) -> int:
 
 
 def _init(options: argparse.Namespace) -> int:
+    from coordinator.author_key import read_author
     from coordinator.authoring import zoo
+    from coordinator.own_model import fit_data, is_artifact_file, load_own_model
     from coordinator.setup import Plan, default_params, found
     from edge_sdk.adapters.system_clock import SystemClock
 
@@ -92,9 +99,19 @@ def _init(options: argparse.Namespace) -> int:
         http_port=options.http_port,
         enrolment_port=options.enrolment_port,
     )
+    author = None if options.author is None else read_author(options.author)
     data = _load(options.dataset, options.data)
-    artifact, params = zoo.build(options.model, data.input_shape, data.class_count, batch=BATCH, seed=options.seed)
-    rules = default_params(batch=BATCH, block_size=options.block_size, tau_ms=round(options.tau * 1_000))
+    if is_artifact_file(options.model):
+        own = load_own_model(Path(options.model), author=author)
+        artifact, params, data = own.artifact, own.params, fit_data(own.artifact, data, model=Path(options.model))
+        print(f"{options.model}: signed by {artifact.authored_by}")
+    elif author is not None:
+        raise ConfigError(
+            f"--author {options.author}: --model {options.model} comes with this program: expected NAME.flm"
+        )
+    else:
+        artifact, params = zoo.build(options.model, data.input_shape, data.class_count, batch=BATCH, seed=options.seed)
+    rules = default_params(batch=artifact.batch, block_size=options.block_size, tau_ms=round(options.tau * 1_000))
     with tempfile.TemporaryDirectory(prefix="flchain-") as folder:
         folds = _write_folds(data, plan.miners, Path(folder), seed=options.seed)
         founded = found(
@@ -104,6 +121,7 @@ def _init(options: argparse.Namespace) -> int:
             model=params,
             folds=folds,
             now_s=SystemClock().time_s(),
+            author=author,
         )
     print(_next_steps(plan, founded))
     return 0

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from coordinator import cli_model_training
+from coordinator.author_key import ALGORITHMS, PUBLIC_SUFFIX, default_key_file, open_author_key
+from coordinator.own_model import PARAMETERS_SUFFIX
 from edge_sdk.adapters.durable_files import write_file
 from edge_sdk.errors import ConfigError
 
@@ -35,6 +37,15 @@ def add_parser(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--batch", type=int, default=BATCH, help=f"examples per step (default: {BATCH})")
     cli_model_training.add_options(build)
+    build.add_argument(
+        "--key",
+        type=Path,
+        metavar="FILE",
+        help=f"private key that signs the artifact; made on first use (default: {default_key_file()})",
+    )
+    build.add_argument(
+        "--key-algorithm", choices=tuple(ALGORITHMS), default="eddsa", help="of a key that is made (default: eddsa)"
+    )
     build.add_argument("-o", "--out", type=Path, required=True, metavar="NAME.flm", help="artifact to write")
 
 
@@ -60,7 +71,8 @@ def build(options: argparse.Namespace) -> int:
         rule=cli_model_training.update_rule(options),
     )
     params = to_params(network.tensors, imported.arrays)
-    parameters_file = out.with_suffix(".model.cbor")
+    artifact = _sign(artifact, options.key or default_key_file(), options.key_algorithm)
+    parameters_file = out.with_suffix(PARAMETERS_SUFFIX)
     write_file(parameters_file, wire.to_bytes(params))
     write_file(out, artifact.data)
     for note in imported.notes:
@@ -69,6 +81,14 @@ def build(options: argparse.Namespace) -> int:
     print(f"{parameters_file}: version 0, the parameters of {options.model}")
     describe(artifact)
     return 0
+
+
+def _sign(artifact: Artifact, key_file: Path, algorithm: str) -> Artifact:
+    signer, is_new = open_author_key(key_file, ALGORITHMS[algorithm])
+    if is_new:
+        print(f"{key_file}: new key that signs your artifacts, readable by you only: keep it")
+        print(f"{key_file.with_suffix(PUBLIC_SUFFIX)}: its public half, for flchain miner init --author")
+    return artifact.signed(signer)
 
 
 def describe(artifact: Artifact) -> None:

@@ -104,6 +104,8 @@ LAYERS: Final = {
     "coordinator.peers": Layer.ADAPTERS,
     "coordinator.intake": Layer.ADAPTERS,
     "coordinator.broker": Layer.ADAPTERS,
+    "coordinator.author_key": Layer.ADAPTERS,
+    "coordinator.own_model": Layer.ADAPTERS,
     "coordinator.config": Layer.ADAPTERS,
     "coordinator.genesis_file": Layer.ADAPTERS,
     "coordinator.onnx_files": Layer.ADAPTERS,

@@ -7,11 +7,12 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.authoring.zoo import build
+from coordinator.authoring.builder import build_artifact
 from coordinator.datasets.labelled import LabelledData
 from edge_sdk.errors import NonFiniteError
+from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.dataset import ArrayDataset
-from edge_sdk.training.network import Scheme
+from edge_sdk.training.network import Network, Scheme
 from edge_sdk.training.quantize import dequantize
 from edge_sdk.training.trainer import Trainer
 
@@ -35,22 +36,25 @@ class Baseline:
     test_n: int
 
 
-def train_baseline(data: LabelledData, model: str, *, seed: int, epochs_max: int = EPOCHS_MAX) -> Baseline:
+def train_baseline(
+    data: LabelledData, network: Network, params: ModelParams, *, seed: int, epochs_max: int = EPOCHS_MAX
+) -> Baseline:
     """Train to the plateau with each learning rate and return the run with the smallest held-out loss.
 
     The test set chooses nothing: epoch and learning rate are chosen on a tenth of the training data.
     """
-    runs = [_train(data, model, lr, seed=seed, epochs_max=epochs_max) for lr in LEARNING_RATES]
+    runs = [_train(data, network, params, lr, seed=seed, epochs_max=epochs_max) for lr in LEARNING_RATES]
     return min(runs, key=lambda run: run[0])[1]
 
 
-def _train(data: LabelledData, model: str, lr: float, *, seed: int, epochs_max: int) -> tuple[float, Baseline]:
+def _train(
+    data: LabelledData, network: Network, params: ModelParams, lr: float, *, seed: int, epochs_max: int
+) -> tuple[float, Baseline]:
     """Return the best held-out loss and the baseline at that epoch."""
     rng = np.random.default_rng([seed, 1])
     order = rng.permutation(len(data.y_train))
     held, used = order[::HOLD_OUT_STRIDE], np.delete(order, np.s_[::HOLD_OUT_STRIDE])
-    artifact, params = build(model, data.input_shape, data.class_count, batch=BATCH, scheme=Scheme.FP32, seed=seed)
-    trainer = Trainer(artifact)
+    trainer = Trainer(build_artifact("baseline", network, batch=BATCH, scheme=Scheme.FP32))
     trainer.load(params)
     start = dequantize(params)
     dataset = ArrayDataset(

@@ -165,12 +165,13 @@ def _genesis(options: Options, workspace: Workspace, material: Material, miners:
             expiry_heights=EXPIRY_HEIGHTS,
             certificate_ttl_s=CERTIFICATE_TTL_S,
             local_steps=preset.local_steps,
-            batch=preset.batch,
+            batch=material.artifact.batch,
             learning_rate_q24=round(preset.learning_rate * Q24),
             example_count_max=len(material.data.y_train),
         ),
         artifact=material.artifact.data,
         model=material.params,
+        author=material.artifact.author,
     )
 
 

@@ -18,6 +18,7 @@ from coordinator.datasets.labelled import Features, LabelledData
 from coordinator.datasets.split import Split, split
 from coordinator.demo.layout import DevicePlace, MinerPlace
 from coordinator.demo.options import Options
+from coordinator.own_model import fit_data, is_artifact_file, load_own_model
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.artifact import Artifact
@@ -40,7 +41,7 @@ def gather(options: Options) -> Material:
     Raises:
         ConfigError: the data set cannot be read or dealt, or the model does not take it.
     """
-    data = load_data(options)
+    data, artifact, params = load_data_and_model(options)
     # Folds shrink with small data sets: at most a quarter of the training data is kept out of training.
     fold_examples = min(options.preset.fold_examples, len(data.y_train) // (4 * options.miners))
     if fold_examples < 1:
@@ -53,10 +54,24 @@ def gather(options: Options) -> Material:
         partition=options.partition,
         rng=np.random.default_rng(options.seed),
     )
+    return Material(data=data, split=parts, artifact=artifact, params=params)
+
+
+def load_data_and_model(options: Options) -> tuple[LabelledData, Artifact, ModelParams]:
+    """Data set, artifact and version 0 of a run.
+
+    Raises:
+        ConfigError: one of them cannot be read, or they do not fit together.
+    """
+    data = load_data(options)
+    if is_artifact_file(options.model):
+        path = Path(options.model)
+        own = load_own_model(path)
+        return fit_data(own.artifact, data, model=path), own.artifact, own.params
     artifact, params = zoo.build(
         options.model, data.input_shape, data.class_count, batch=options.preset.batch, seed=options.seed
     )
-    return Material(data=data, split=parts, artifact=artifact, params=params)
+    return data, artifact, params
 
 
 def write_examples(material: Material, miners: Sequence[MinerPlace], devices: Sequence[DevicePlace]) -> None:

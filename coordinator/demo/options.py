@@ -18,6 +18,7 @@ from coordinator.demo.presets import (
     QUICK_MAX_SECONDS,
     Preset,
 )
+from coordinator.own_model import is_artifact_file
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.limits import BLOCK_UPDATES_MAX
 from firmware_profiles.profile import board_ids
@@ -56,6 +57,7 @@ class Options:
     dataset: str
     data: Path | None
     model: str
+    """A network that ships, or a file NAME.flm."""
     devices: int
     miners: int
     tau_s: float
@@ -142,7 +144,12 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="digits", help="what is learned (default: digits)")
     add("--data", type=Path, metavar="PATH", help="folder (idx, hapt) or file (npz) of the data set")
-    add("--model", choices=CLASSIFIERS, help="network (default: by data set)")
+    add(
+        "--model",
+        type=_model,
+        metavar="MODEL",
+        help=f"{', '.join(CLASSIFIERS)}, or an artifact of yours: NAME.flm (default: by data set)",
+    )
     add("--devices", type=_whole, metavar="N", help="device processes (default: by data set, digits 12)")
     add("--miners", type=_whole, default=4, metavar="N", help="miner processes (default: 4)")
     add("--tau", type=_number, metavar="S", help="seconds after which a block is cut however few updates wait")
@@ -164,6 +171,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--report", type=Path, metavar="FILE", help="write the report there, as JSON")
     add("--no-live", action="store_true", help="plain lines instead of the live view")
     return parser
+
+
+def _model(text: str) -> str:
+    if text not in CLASSIFIERS and not is_artifact_file(text):
+        expected = f"expected one of {', '.join(CLASSIFIERS)}, or NAME.flm of flchain model build"
+        raise argparse.ArgumentTypeError(f"{text[:60]!r}: {expected}")
+    return text
 
 
 def _whole(text: str) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.demo.baseline import Baseline, train_baseline
-from coordinator.demo.material import load_data
+from coordinator.demo.material import load_data_and_model
 from coordinator.demo.options import parse
 from edge_sdk.adapters.durable_files import write_file
 
@@ -26,8 +26,9 @@ def main(arguments: Sequence[str]) -> int:
     """Train and write the result."""
     result_file, options = Path(arguments[0]), parse(arguments[1:])
     os.nice(LOWEST_PRIORITY)
+    data, artifact, params = load_data_and_model(options)
     baseline = train_baseline(
-        load_data(options), options.model, seed=options.seed, epochs_max=options.preset.baseline_epochs_max
+        data, artifact.network, params, seed=options.seed, epochs_max=options.preset.baseline_epochs_max
     )
     write_file(result_file, json.dumps(asdict(baseline)).encode())
     return 0

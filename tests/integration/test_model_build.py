@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from coordinator.author_key import read_author
 from coordinator.authoring.cost import step_cost
 from coordinator.cli_model import main
-from edge_sdk.errors import ConfigError, TrainingError
+from edge_sdk.errors import ConfigError, EdgeFLError, TrainingError
 from edge_sdk.protocol import wire
+from edge_sdk.protocol.digest import key_fingerprint
 from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.dataset import ArrayDataset
@@ -50,8 +52,9 @@ def forward(tmp_path: Path) -> Path:
 
 
 def build(forward: Path, *options: str) -> tuple[Artifact, ModelParams]:
-    out = forward.with_name("net.flm")
-    assert main(["build", str(forward), "--loss", "ce", "--batch", "16", "-o", str(out), *options]) == 0
+    out, key = forward.with_name("net.flm"), forward.with_name("author.pem")
+    required = ("--loss", "ce", "--batch", "16", "--key", str(key), "-o", str(out))
+    assert main(["build", str(forward), *required, *options]) == 0
     params = wire.from_bytes(ModelParams, out.with_suffix(".model.cbor").read_bytes())
     return Artifact.load(out.read_bytes()), params
 
@@ -107,6 +110,26 @@ def test_inspect_prints_layers_and_costs(forward: Path, capsys: pytest.CaptureFi
     assert "conv conv" in printed
     assert main(["inspect", str(forward.with_name("net.model.cbor"))]) == 0
     assert "587 parameters" in capsys.readouterr().out
+
+
+def test_what_is_built_is_signed_with_one_key(forward: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, _ = build(forward)
+    author = read_author(forward.with_name("author.pub"))
+    printed = capsys.readouterr().out
+    assert f"{forward.with_name('author.pem')}: new key" in printed
+    assert f"signed by {key_fingerprint(author)}" in printed
+    assert build(forward, "--trainable", "last:1")[0].author == first.author == author
+    capsys.readouterr()
+    main(["inspect", str(forward.with_name("net.flm"))])
+    assert f"signed by {key_fingerprint(author)}" in capsys.readouterr().out
+
+
+def test_a_changed_artifact_is_not_shown(forward: Path) -> None:
+    build(forward)
+    path = forward.with_name("net.flm")
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    with pytest.raises(EdgeFLError, match=rf"{path}: .*signature .* does not hold"):
+        main(["inspect", str(path)])
 
 
 def test_costs_are_those_of_hand(forward: Path) -> None:
