@@ -93,7 +93,17 @@ class MinerView:
         record = self._application.state.registry.get(device_id)
         if record is None:
             return None
-        return DeviceView(device_id=device_id, key=record.key, serial=record.serial, revoked=record.revoked)
+        return DeviceView(
+            device_id=device_id,
+            key=record.key,
+            serial=record.serial,
+            revoked=record.revoked,
+            equivocated=record.equivocated,
+        )
+
+    def equivocators(self) -> list[DeviceId]:
+        """Devices in the registry against which there is evidence under their present key."""
+        return [record.device_id for record in self._application.state.registry.values() if record.equivocated]
 
     def health(self) -> Health:
         """Return the state in numbers."""

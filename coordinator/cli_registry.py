@@ -17,18 +17,19 @@ from coordinator.enrolment.authority import Authority
 from coordinator.enrolment.board_folder import write_board_folder
 from coordinator.enrolment.claims import TTL_S_MAX, ClaimStore
 from coordinator.enrolment.config import EnrolmentConfig
-from coordinator.enrolment.records import Member
+from coordinator.enrolment.records import EnrolmentRefusedError, Member, MemberStatus
 from coordinator.enrolment.registrar import revoke_transaction
 from coordinator.enrolment.service import broker_access
 from coordinator.genesis_file import load_genesis
 from coordinator.ordering.rpc import OrderedLogClient
 from edge_sdk.adapters.durable_files import PRIVATE_MODE, write_file
-from edge_sdk.adapters.keys import load_signer
+from edge_sdk.adapters.keys import fingerprint, load_signer
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.errors import ConfigError, DecodeError, RemoteProtocolError, TransportError
 from edge_sdk.protocol.ids import DeviceId, check_name
 from edge_sdk.protocol.messages import Genesis, Reason
 
+FINGERPRINT_CHARS_MIN: Final = 8
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])", re.ASCII)
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         if options.command == "claim":
             return _claim(config, config.enrolment, store, options)
+        if options.command == "release":
+            return _release(config.enrolment, load_genesis(config.genesis_file), store, options)
         if options.command == "revoke":
             return _revoke(config, config.enrolment, store, options.device)
         return _list(store, as_json=options.json)
@@ -61,9 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     place.add_argument("--out", type=Path, help="file for the claim alone, mode 0600; it is shown nowhere else")
     listing = commands.add_parser("list", help="show devices, open claims and alarms")
     listing.add_argument("--json", action="store_true", help="as JSON")
+    release = commands.add_parser("release", help="let a held device come back under its own key")
+    release.add_argument("device", type=_device)
+    release.add_argument(
+        "--key",
+        required=True,
+        metavar="HEX",
+        help=f"beginning of its key's fingerprint, {FINGERPRINT_CHARS_MIN} digits or more: flchain device status",
+    )
     revoke = commands.add_parser("revoke", help="withdraw a device: ledger, certificates and broker")
     revoke.add_argument("device", type=_device)
-    for command in (claim, listing, revoke):
+    for command in (claim, listing, release, revoke):
         command.add_argument("--config", type=Path, required=True, help="miner.toml of the registrar's miner")
     return parser
 
@@ -95,8 +106,25 @@ def _list(store: ClaimStore, *, as_json: bool) -> int:
             "devices": [_document(member) for member in members],
             "claims": [{"device": claim.device_id, "expiry_s": claim.expiry_s} for claim in claims],
             "alarms": [
-                {"time_s": alarm.time_s, "device": alarm.device_id, "kind": alarm.kind.value, "note": alarm.note}
+                {
+                    "time_s": alarm.time_s,
+                    "last_s": alarm.last_s,
+                    "count": alarm.count,
+                    "cleared_s": alarm.cleared_s,
+                    "device": alarm.device_id,
+                    "kind": alarm.kind.value,
+                    "note": alarm.note,
+                }
                 for alarm in alarms
+            ],
+            "refused": [
+                {
+                    "device": attempt.device_id,
+                    "reason": attempt.refusal.value,
+                    "count": attempt.count,
+                    "last_s": attempt.last_s,
+                }
+                for attempt in store.attempts()
             ],
         }
         json.dump(document, sys.stdout, indent=2)
@@ -109,8 +137,13 @@ def _list(store: ClaimStore, *, as_json: bool) -> int:
         print(f"{member.device_id:<24} {member.status.value:<10} {member.serial:>6} {settled:<10} {until}")
     for claim in claims:
         print(f"{claim.device_id:<24} {'claimable':<10} {'-':>6} {'-':<10} claim until {_calendar(claim.expiry_s)}")
+    for attempt in store.attempts():
+        seen = f"{attempt.count} times, last {_calendar(attempt.last_s)}"
+        print(f"refused {attempt.device_id}: {attempt.refusal.value}, {seen}")
     for alarm in alarms:
-        print(f"ALARM {_calendar(alarm.time_s)} {alarm.device_id}: {alarm.kind.value}: {alarm.note}")
+        state = "ALARM" if alarm.cleared_s is None else "cleared"
+        times = f" ({alarm.count} times)" if alarm.count > 1 else ""
+        print(f"{state} {_calendar(alarm.time_s)} {alarm.device_id}: {alarm.kind.value}: {alarm.note}{times}")
     return 0
 
 
@@ -120,13 +153,39 @@ def _document(member: Member) -> dict[str, str | int | bool]:
         "status": member.status.value,
         "serial": member.serial,
         "settled": member.settled,
+        "key": fingerprint(member.key),
         "certificate_expiry_s": member.expiry_s,
     }
 
 
+def _release(enrolment: EnrolmentConfig, genesis: Genesis, store: ClaimStore, options: argparse.Namespace) -> int:
+    """Two boards came with one claim: the operator says by the key which of them is the device."""
+    member = store.member(options.device)
+    if member is None or member.status is not MemberStatus.HELD:
+        raise ConfigError(f"{options.device}: is not held: expected a device that an alarm has withdrawn")
+    typed = options.key.lower()
+    if len(typed) < FINGERPRINT_CHARS_MIN or not fingerprint(member.key).startswith(typed):
+        raise ConfigError(
+            f"--key {options.key[:64]}: expected the beginning of {fingerprint(member.key)[:FINGERPRINT_CHARS_MIN]}...;"
+            " if the board shows another key, it is the copy: flchain registry claim for the true one"
+        )
+    now_s = SystemClock().time_s()
+    try:
+        store.release(options.device, now_s=now_s)
+    except EnrolmentRefusedError as error:
+        raise ConfigError(
+            f"{options.device}: {error}: make a claim, and on one board only: flchain device enrol --new-key"
+        ) from error
+    authority = Authority.load(enrolment.ca_cert, enrolment.ca_key)
+    reloaded = broker_access(enrolment, genesis, authority, store).refresh(now_s=now_s)
+    print(f"{options.device}: released; broker {'reloaded' if reloaded else 'not reloaded: send it SIGHUP'}")
+    print("the registrar's miner takes it to the ledger; the board goes on by itself")
+    return 0
+
+
 def _revoke(config: MinerConfig, enrolment: EnrolmentConfig, store: ClaimStore, device_id: DeviceId) -> int:
     """Withdraw in the store first: from then on the registrar repeats the rest until it is done."""
-    member = store.revoke(device_id)
+    member = store.revoke(device_id, now_s=SystemClock().time_s())
     if member is None:
         raise ConfigError(f"{device_id}: was never enrolled; open claims are withdrawn")
     genesis = load_genesis(config.genesis_file)

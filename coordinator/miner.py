@@ -49,6 +49,7 @@ from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.adapters.watchdog import Watchdog
 from edge_sdk.errors import EdgeFLError, StoreError
 from edge_sdk.protocol import topics
+from edge_sdk.protocol.ids import DeviceId
 from edge_sdk.protocol.messages import Domain
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ class Miner:
             journal=self._journal,
             clock=clock,
             behaviour=config.behaviour,
+            on_status=self._on_device_status,
         )
         self._reception = Reception(reception_tools, pool, intake_ledger)
         self._duties = DutyRunner(self._duty_tools(), lambda: self._application.state)
@@ -127,10 +129,17 @@ class Miner:
             pruner=Pruner(self._store, blobs, blocks_kept=config.blob_retention_blocks),
             is_silent=config.behaviour.is_silent,
         )
-        self._http = HttpService(
-            create_app(self._view, self._log.submit, self._metrics), host=config.http_host, port=config.http_port
-        )
         self._enrolment = self._make_enrolment(clock)
+        self._http = HttpService(
+            create_app(
+                self._view,
+                self._log.submit,
+                self._metrics,
+                further=[] if self._enrolment is None else self._enrolment.routes,
+            ),
+            host=config.http_host,
+            port=config.http_port,
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then close everything in order.
@@ -188,6 +197,10 @@ class Miner:
         self._submitter.observe(finalized.state)
         self._duties.wake()
         self._height_committed.set()
+
+    def _on_device_status(self, device_id: DeviceId, envelope: bytes) -> None:
+        if self._enrolment is not None:
+            self._enrolment.observe_status(device_id, envelope)
 
     async def _watch_deadlines(self) -> None:
         """Tick a phase when this miner's patience with it ends."""
@@ -256,8 +269,10 @@ class Miner:
             settings,
             self._identity.genesis,
             lookup=self._view.device,
+            equivocators=self._view.equivocators,
             submit=self._log.submit,
             time_s=clock.time_s,
+            metrics=self._metrics,
         )
 
     def _duty_tools(self) -> DutyTools:

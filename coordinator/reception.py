@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final, assert_never
@@ -88,6 +88,8 @@ class ReceptionTools:
     journal: Journal
     clock: Clock
     behaviour: Behaviour
+    on_status: Callable[[DeviceId, bytes], None]
+    """Takes births and deaths of devices, as they arrived; the registrar's miner watches them."""
 
 
 class IntakeLedger:
@@ -192,7 +194,9 @@ class Reception:
             return ChunkArrived(topic.device, message.payload, self._now_s())
         if topic.kind is Kind.FETCH:
             self._answer_fetch(topic.device, message.payload)
-        elif topic.kind is not Kind.STATUS:  # births and deaths of devices are for those who watch the fleet
+        elif topic.kind is Kind.STATUS:
+            self._tools.on_status(topic.device, message.payload)
+        else:
             journal.metrics.count_refused_message(Reason.WRONG_TOPIC)
         return None
 

@@ -11,118 +11,51 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sqlite3
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Final
 
+from coordinator.enrolment import alarms
 from coordinator.enrolment.authority import DeviceRequest, Issued
-from coordinator.enrolment.records import Alarm, Claim, EnrolmentRefusedError, Member, MemberStatus, Refusal
-from edge_sdk.adapters.durable_files import PRIVATE_MODE
-from edge_sdk.errors import CorruptStoreError, StoreError
+from coordinator.enrolment.records import (
+    Alarm,
+    Arrival,
+    Attempt,
+    Claim,
+    EnrolmentRefusedError,
+    Member,
+    MemberStatus,
+    Refusal,
+)
+from coordinator.enrolment.store_file import StoreFile
+from edge_sdk.adapters.enrolment import Wait
 from edge_sdk.protocol.ids import DeviceId
 from edge_sdk.protocol.messages import Algorithm, PublicKey
 
 TOKEN_BYTES: Final = 32
 TOKEN_CHARS_MAX: Final = 128
 TTL_S_MAX: Final = 30 * 86_400
-ALARMS_MAX: Final = 10_000
-"""Alarms kept; a flood of bad requests replaces the oldest."""
-_BUSY_MS: Final = 5_000
-"""The command line and the miner may write at the same time."""
-_SCHEMA_VERSION: Final = 1
 
 
-_TABLES: Final = """
-CREATE TABLE claims (
-    token_hash BLOB PRIMARY KEY,
-    device_id TEXT NOT NULL,
-    expiry_s INTEGER NOT NULL,
-    used_s INTEGER,
-    key BLOB
-) WITHOUT ROWID;
-CREATE TABLE members (
-    device_id TEXT PRIMARY KEY,
-    status TEXT NOT NULL,
-    serial INTEGER NOT NULL,
-    algorithm INTEGER NOT NULL,
-    key BLOB NOT NULL,
-    certificate_pem BLOB NOT NULL,
-    certificate_number TEXT NOT NULL,
-    expiry_s INTEGER NOT NULL,
-    settled INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE certificates (
-    number TEXT PRIMARY KEY,
-    device_id TEXT NOT NULL,
-    expiry_s INTEGER NOT NULL,
-    revoked INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE alarms (
-    id INTEGER PRIMARY KEY,
-    time_s INTEGER NOT NULL,
-    device_id TEXT NOT NULL,
-    kind TEXT NOT NULL,
-    note TEXT NOT NULL
-);
-"""
-
-
-class ClaimStore:
+class ClaimStore(StoreFile):
     """The registrar's file. Every method is one transaction, durable when it returns."""
-
-    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
-        self._connection = connection
-        self._path = path
-        # The enrolment desk works in a thread, the registrar in the event loop: one connection, one user at a time.
-        self._lock = threading.Lock()
-
-    @classmethod
-    def open(cls, path: Path) -> ClaimStore:
-        """Open or make the file, for this user only.
-
-        Raises:
-            StoreError: it cannot be opened.
-            CorruptStoreError: it is not a file of this program.
-        """
-        try:
-            path.touch(mode=PRIVATE_MODE, exist_ok=True)
-            connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            try:
-                connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
-                connection.execute("PRAGMA journal_mode = WAL")
-                connection.execute("PRAGMA synchronous = FULL")
-                _prepare(connection, path)
-            except BaseException:
-                connection.close()
-                raise
-        except OSError as error:
-            raise StoreError(f"{path}: cannot be opened: {error.strerror}") from error
-        except sqlite3.OperationalError as error:
-            raise StoreError(f"{path}: cannot be opened: {error}") from error
-        except sqlite3.DatabaseError as error:
-            raise CorruptStoreError(f"{path}: not the registrar's store: {error}") from error
-        return cls(connection, path)
-
-    def close(self) -> None:
-        """Fold the log into the file and close it."""
-        self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        self._connection.close()
 
     # --- claims ---
 
     def issue_claim(self, device_id: DeviceId, *, now_s: int, ttl_s: int) -> str:
         """Make a token for one device; earlier unused ones of the same device are withdrawn. The token is not kept.
 
-        An operator who issues a new claim to a held or revoked device decides that it may come back.
+        An operator who issues a new claim to a held or revoked device decides that it may come back. The copied claim
+        of a held one is forgotten, so that the other board cannot hold it again.
         """
         if not 1 <= ttl_s <= TTL_S_MAX:
             raise ValueError(f"ttl_s {ttl_s} is not in 1..{TTL_S_MAX}")
         token = secrets.token_urlsafe(TOKEN_BYTES)
         with self._transaction() as connection:
             connection.execute("DELETE FROM claims WHERE device_id = ? AND used_s IS NULL", (device_id,))
+            member = self._member(device_id)
+            if member is not None and member.status is MemberStatus.HELD:
+                connection.execute("DELETE FROM claims WHERE device_id = ?", (device_id,))
+            alarms.clear_alarms(connection, device_id, now_s=now_s)
             connection.execute(
                 "INSERT INTO claims (token_hash, device_id, expiry_s) VALUES (?, ?, ?)",
                 (_token_hash(token), device_id, now_s + ttl_s),
@@ -134,14 +67,30 @@ class ClaimStore:
         rows = self._read("SELECT device_id, expiry_s, used_s FROM claims ORDER BY device_id, expiry_s")
         return [Claim(device_id=DeviceId(row[0]), expiry_s=row[1], used_s=row[2]) for row in rows]
 
-    def redeem(self, token: str, request: DeviceRequest, *, issue: Callable[[], Issued], now_s: int) -> Member:
+    def redeem(
+        self,
+        token: str,
+        request: DeviceRequest,
+        *,
+        issue: Callable[[], Issued],
+        now_s: int,
+        waited: Mapping[Wait, int] | None = None,
+    ) -> Member:
         """Bind a claim to the first key that brings it, and admit the device with the certificate of ``issue``.
 
-        The same key under the same claim gets the member as it is: its first answer was lost.
+        The same key under the same claim gets the member as it is, also after the end of the claim: its first answer
+        was lost, and the key shows that it is the same board.
+
+        Args:
+            token: The claim.
+            request: Name and key of the board.
+            issue: Makes the certificate.
+            now_s: Calendar time.
+            waited: What the board says it had to wait for, in seconds.
 
         Raises:
             EnrolmentRefusedError: unknown, expired, of another device, or used with another key; the last is an alarm
-                and holds the device. Also when the device has been held or revoked since.
+                and holds the device. Also when the device has been held or revoked since, or its key is on two boards.
         """
         token_hash = _token_hash(token)
         with self._transaction() as connection:
@@ -149,11 +98,14 @@ class ClaimStore:
                 "SELECT device_id, expiry_s, used_s, key FROM claims WHERE token_hash = ?", (token_hash,)
             ).fetchone()
             refused = self._judge(row, request, now_s)
-            if refused is None and row[2] is None:
+            if refused is not None:
+                alarms.count_attempt(connection, request.device_id, refused.refusal, now_s=now_s)
+            elif row[2] is None:
                 connection.execute(
                     "UPDATE claims SET used_s = ?, key = ? WHERE token_hash = ?",
                     (now_s, _bound(request.key), token_hash),
                 )
+                alarms.note_arrival(connection, request.device_id, waited or {}, now_s=now_s)
                 return self._admit(request, issue())
         # Outside, because a refusal is an exception and the alarm that comes with it must be kept.
         if refused is not None:
@@ -175,8 +127,10 @@ class ClaimStore:
         if owner != request.device_id:
             self._raise_alarm(owner, Refusal.OTHER_DEVICE, f"claim brought for {request.device_id}", now_s)
             return EnrolmentRefusedError("claim of another device", refusal=Refusal.OTHER_DEVICE)
-        if now_s >= expiry_s:
+        if used_s is None and now_s >= expiry_s:
             return EnrolmentRefusedError("claim has expired", refusal=Refusal.EXPIRED_CLAIM)
+        if self._is_barred(request.key):
+            return EnrolmentRefusedError("this key was on two boards: make a new one", refusal=Refusal.CLONED_KEY)
         return None
 
     # --- members ---
@@ -196,6 +150,8 @@ class ClaimStore:
             member = self._member(request.device_id)
             if member is None or member.status is not MemberStatus.ENROLLED or member.key != current:
                 raise EnrolmentRefusedError("not enrolled with this key", refusal=Refusal.NOT_ENROLLED)
+            if self._is_barred(request.key):
+                raise EnrolmentRefusedError("this key was on two boards", refusal=Refusal.CLONED_KEY)
             return self._admit(request, issue())
 
     def member(self, device_id: DeviceId) -> Member | None:
@@ -219,9 +175,48 @@ class ClaimStore:
                 (member.device_id, member.serial, member.status.value),
             )
 
-    def revoke(self, device_id: DeviceId) -> Member | None:
+    def hold_clone(self, device_id: DeviceId, key: PublicKey, note: str, *, now_s: int) -> bool:
+        """Two boards sign with one key: raise an alarm, hold the device and never take this key again.
+
+        Returns:
+            Whether that changed anything; not where the device has another key or is withdrawn already.
+        """
+        with self._transaction() as connection:
+            member = self._member(device_id)
+            if member is None or member.status is not MemberStatus.ENROLLED or member.key != key:
+                return False
+            self._raise_alarm(device_id, Refusal.CLONED_KEY, note, now_s)
+            connection.execute("INSERT OR REPLACE INTO barred_keys VALUES (?, ?)", (_bound(key), device_id))
+            self._withdraw(device_id, MemberStatus.HELD)
+            return True
+
+    def release(self, device_id: DeviceId, *, now_s: int) -> Member | None:
+        """Let a held device come back under its own key and certificate; None where it is not held.
+
+        Raises:
+            EnrolmentRefusedError: two boards hold the key, so it can come back to none of them.
+        """
+        with self._transaction() as connection:
+            member = self._member(device_id)
+            if member is None or member.status is not MemberStatus.HELD:
+                return None
+            if self._is_barred(member.key):
+                raise EnrolmentRefusedError("its key was on two boards", refusal=Refusal.CLONED_KEY)
+            connection.execute(
+                "UPDATE members SET status = ?, serial = serial + 1, settled = 0 WHERE device_id = ?",
+                (MemberStatus.ENROLLED.value, device_id),
+            )
+            connection.execute(
+                "UPDATE certificates SET revoked = 0 WHERE number = ?", (str(member.certificate_number),)
+            )
+            connection.execute("DELETE FROM claims WHERE device_id = ?", (device_id,))  # the other board has it too
+            alarms.clear_alarms(connection, device_id, now_s=now_s)
+            return self._member(device_id)
+
+    def revoke(self, device_id: DeviceId, *, now_s: int) -> Member | None:
         """Withdraw a device and its certificates; None where it was never enrolled."""
         with self._transaction() as connection:
+            alarms.clear_alarms(connection, device_id, now_s=now_s)
             connection.execute("DELETE FROM claims WHERE device_id = ? AND used_s IS NULL", (device_id,))
             self._withdraw(device_id, MemberStatus.REVOKED)
             return self._member(device_id)
@@ -233,8 +228,16 @@ class ClaimStore:
 
     def alarms(self) -> list[Alarm]:
         """Every kept alarm, oldest first."""
-        rows = self._read("SELECT time_s, device_id, kind, note FROM alarms ORDER BY id")
-        return [Alarm(time_s=row[0], device_id=DeviceId(row[1]), kind=Refusal(row[2]), note=row[3]) for row in rows]
+        rows = self._read("SELECT time_s, last_s, count, cleared_s, device_id, kind, note FROM alarms ORDER BY id")
+        return [alarms.read_alarm(row) for row in rows]
+
+    def attempts(self) -> list[Attempt]:
+        """Refused requests of every device since it last got in."""
+        return [alarms.read_attempt(row) for row in self._read("SELECT * FROM attempts ORDER BY device_id, refusal")]
+
+    def arrivals(self) -> list[Arrival]:
+        """Last enrolment by claim of every device."""
+        return [alarms.read_arrival(row) for row in self._read("SELECT * FROM arrivals ORDER BY device_id")]
 
     def _admit(self, request: DeviceRequest, issued: Issued) -> Member:
         """Within the open transaction. A new key raises the serial and ends the certificates of the old one."""
@@ -276,14 +279,6 @@ class ClaimStore:
             raise EnrolmentRefusedError("the device has been held or revoked since", refusal=Refusal.NOT_ENROLLED)
         return member
 
-    def _read(self, query: str, *values: str | int) -> list[Any]:
-        """Rows of a query outside of a transaction."""
-        with self._lock:
-            try:
-                return self._connection.execute(query, values).fetchall()
-            except sqlite3.DatabaseError as error:
-                raise StoreError(f"{self._path}: cannot be read: {error}") from error
-
     def _member(self, device_id: DeviceId) -> Member | None:
         """Within the open transaction."""
         row = self._connection.execute("SELECT * FROM members WHERE device_id = ?", (device_id,)).fetchone()
@@ -300,43 +295,11 @@ class ClaimStore:
 
     def _raise_alarm(self, device_id: DeviceId, kind: Refusal, note: str, now_s: int) -> None:
         """Within the open transaction."""
-        self._connection.execute(
-            "INSERT INTO alarms (time_s, device_id, kind, note) VALUES (?, ?, ?, ?)",
-            (now_s, device_id, kind.value, note),
-        )
-        self._connection.execute(
-            "DELETE FROM alarms WHERE id <= (SELECT max(id) FROM alarms) - ?",
-            (ALARMS_MAX,),
-        )
+        alarms.raise_alarm(self._connection, device_id, kind, note, now_s=now_s)
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        """Write all or nothing; the lock is taken first, so that two processes cannot both read "unused"."""
-        with self._lock:
-            try:
-                self._connection.execute("BEGIN IMMEDIATE")
-                try:
-                    yield self._connection
-                except BaseException:
-                    self._connection.execute("ROLLBACK")
-                    raise
-                self._connection.execute("COMMIT")
-            except sqlite3.OperationalError as error:
-                raise StoreError(f"{self._path}: cannot be written: {error}") from error
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    """Make the tables of a new file; refuse a file with others."""
-    connection.execute("BEGIN IMMEDIATE")
-    (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        for statement in _TABLES.split(";"):
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {_SCHEMA_VERSION}")
-    elif version != _SCHEMA_VERSION:
-        connection.execute("ROLLBACK")
-        raise CorruptStoreError(f"{path}: schema version {version}, expected {_SCHEMA_VERSION}")
-    connection.execute("COMMIT")
+    def _is_barred(self, key: PublicKey) -> bool:
+        """Within the open transaction."""
+        return bool(self._connection.execute("SELECT 1 FROM barred_keys WHERE key = ?", (_bound(key),)).fetchone())
 
 
 def _token_hash(token: str) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,11 @@ from coordinator.enrolment.authority import Authority, DeviceRequest, Issued, re
 from coordinator.enrolment.claims import TOKEN_CHARS_MAX, ClaimStore
 from coordinator.enrolment.config import BrokerAddress
 from coordinator.enrolment.records import EnrolmentRefusedError, Member, Refusal
+from edge_sdk.adapters.enrolment import Wait
 from edge_sdk.errors import DecodeError, SignatureError
 from edge_sdk.protocol import cose
-from edge_sdk.protocol.ids import ChainId
-from edge_sdk.protocol.messages import Domain
+from edge_sdk.protocol.ids import ChainId, DeviceId
+from edge_sdk.protocol.messages import Domain, PublicKey
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +56,8 @@ class EnrolmentDesk:
         self._certificate_days = certificate_days
         self._time_s = time_s
 
-    def enrol(self, token: str, body: bytes) -> Member:
-        """Exchange a claim and a request for a membership.
+    def enrol(self, token: str, body: bytes, *, waited: Mapping[Wait, int] | None = None) -> Member:
+        """Exchange a claim and a request for a membership; ``waited`` is what the board says it waited for.
 
         Raises:
             EnrolmentRefusedError: with the reason. A claim that was used with another key also shuts the device out.
@@ -66,13 +67,14 @@ class EnrolmentDesk:
         request = _read(body)
         now_s = self._time_s()
         try:
-            member = self._store.redeem(token, request, issue=lambda: self._issue(request), now_s=now_s)
+            member = self._store.redeem(token, request, issue=lambda: self._issue(request), now_s=now_s, waited=waited)
         except EnrolmentRefusedError as refused:
             if refused.refusal is Refusal.REUSED_CLAIM:
                 log.warning("claim used twice: device held", extra={"request_for": request.device_id})
                 self._access.refresh(now_s=now_s)
             raise
-        log.info("device enrolled", extra={"device": member.device_id, "serial": member.serial})
+        told = {wait.value: seconds for wait, seconds in (waited or {}).items()}
+        log.info("device enrolled", extra={"device": member.device_id, "serial": member.serial, "waited_s": told})
         if member.serial > 1:  # an earlier key is shut out, or a held device let in again
             self._access.refresh(now_s=now_s)
         return member
@@ -100,6 +102,19 @@ class EnrolmentDesk:
         if renewed.serial != member.serial:
             self._access.refresh(now_s=self._time_s())
         return renewed
+
+    def hold_clone(self, device_id: DeviceId, key: PublicKey, note: str) -> bool:
+        """Shut out a device whose key two boards use; whether that changed anything.
+
+        Raises:
+            StoreError: the store or a list cannot be written.
+        """
+        now_s = self._time_s()
+        if not self._store.hold_clone(device_id, key, note, now_s=now_s):
+            return False
+        log.warning("two boards with one key: device held", extra={"device": device_id, "evidence": note})
+        self._access.refresh(now_s=now_s)
+        return True
 
     def answer(self, member: Member, *, settled: bool) -> dict[str, Any]:
         """The document that a device gets; ``settled`` says whether the ledger shows its key already."""

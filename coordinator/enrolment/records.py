@@ -25,6 +25,7 @@ class Refusal(StrEnum):
     EXPIRED_CLAIM = "expired-claim"
     OTHER_DEVICE = "other-device"
     REUSED_CLAIM = "reused-claim"
+    CLONED_KEY = "cloned-key"
     NOT_ENROLLED = "not-enrolled"
     BAD_REQUEST = "bad-request"
     BAD_SIGNATURE = "bad-signature"
@@ -57,12 +58,35 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alarm:
-    """Something that an operator should look at."""
+    """Something that an operator should look at; open until the device is released, claimed anew or revoked."""
 
     time_s: int
+    """First time."""
+    last_s: int
+    count: int
+    cleared_s: int | None
     device_id: DeviceId
     kind: Refusal
     note: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """Requests of one device that were refused since it last got in."""
+
+    device_id: DeviceId
+    refusal: Refusal
+    count: int
+    last_s: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrival:
+    """When a device enrolled last, and what it says it waited for: ``clock=312,unreachable=40`` in seconds."""
+
+    device_id: DeviceId
+    time_s: int
+    waited: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,8 @@ A real EST server can take their place: same paths, same meaning, same single-us
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ from coordinator.enrolment.records import EnrolmentRefusedError, Member, Refusal
 from coordinator.serving.body import read_body
 from coordinator.serving.documents import error_document
 from coordinator.serving.errors import SAFE_HEADERS, http_failure, internal_failure
+from edge_sdk.adapters.enrolment import WAITED_HEADER, Wait
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -37,21 +39,38 @@ SETTLE_S_MAX: Final = 5.0
 _SETTLE_POLL_S: Final = 0.1
 _NO_STORE: Final = {"cache-control": "no-store"} | SAFE_HEADERS
 _SCHEME: Final = "Bearer "
+_WAITED: Final = re.compile(rf"\b({'|'.join(Wait)})=([0-9]{{1,9}})\b", re.ASCII)
+_WAITED_CHARS_MAX: Final = 200
 
 _STATUS: Final = {
     Refusal.UNKNOWN_CLAIM: HTTPStatus.UNAUTHORIZED,
     Refusal.EXPIRED_CLAIM: HTTPStatus.UNAUTHORIZED,
     Refusal.OTHER_DEVICE: HTTPStatus.FORBIDDEN,
     Refusal.REUSED_CLAIM: HTTPStatus.FORBIDDEN,
+    Refusal.CLONED_KEY: HTTPStatus.FORBIDDEN,
     Refusal.NOT_ENROLLED: HTTPStatus.FORBIDDEN,
     Refusal.BAD_SIGNATURE: HTTPStatus.FORBIDDEN,
     Refusal.BAD_REQUEST: HTTPStatus.BAD_REQUEST,
 }
 
 
-def create_enrolment_app(desk: EnrolmentDesk, registrar: Registrar) -> Starlette:
-    """Build the application; ``registrar`` takes what the desk decides to the ledger."""
-    endpoints = _Endpoints(desk, registrar)
+def create_enrolment_app(
+    desk: EnrolmentDesk, registrar: Registrar, *, count: Callable[[str], None] = lambda _: None
+) -> Starlette:
+    """Build the application.
+
+    Args:
+        desk: Decides.
+        registrar: Takes what was decided to the ledger.
+        count: Learns how each request ended: ``enrolled``, ``renewed`` or the reason of a refusal.
+    """
+    endpoints = _Endpoints(desk, registrar, count)
+
+    async def refusal(_request: Request, error: Exception) -> Response:
+        assert isinstance(error, EnrolmentRefusedError)
+        count(error.refusal.value)
+        return _refusal(error)
+
     root = "/.well-known/est"
     return Starlette(
         routes=[
@@ -61,7 +80,7 @@ def create_enrolment_app(desk: EnrolmentDesk, registrar: Registrar) -> Starlette
         ],
         exception_handlers={
             HTTPException: http_failure,
-            EnrolmentRefusedError: _refusal,
+            EnrolmentRefusedError: refusal,
             Exception: internal_failure,
         },
     )
@@ -70,9 +89,10 @@ def create_enrolment_app(desk: EnrolmentDesk, registrar: Registrar) -> Starlette
 class _Endpoints:
     """One method per route. The desk writes to a disk, so it works in a thread, one request at a time."""
 
-    def __init__(self, desk: EnrolmentDesk, registrar: Registrar) -> None:
+    def __init__(self, desk: EnrolmentDesk, registrar: Registrar, count: Callable[[str], None]) -> None:
         self._desk = desk
         self._registrar = registrar
+        self._count = count
         self._requests = 0
         self._turn = asyncio.Lock()
 
@@ -90,7 +110,9 @@ class _Endpoints:
         with self._admitted():
             body = await read_body(request, bytes_max=CSR_BYTES_MAX)
             async with self._turn:
-                member = await asyncio.to_thread(self._desk.enrol, token, body)
+                waited = read_waited(request.headers.get(WAITED_HEADER, ""))
+                member = await asyncio.to_thread(self._desk.enrol, token, body, waited=waited)
+            self._count("enrolled")
             return await self._answer(member)
 
     async def renew(self, request: Request) -> Response:
@@ -99,6 +121,7 @@ class _Endpoints:
             body = await read_body(request, bytes_max=RENEWAL_BYTES_MAX)
             async with self._turn:
                 member = await asyncio.to_thread(self._desk.renew, body)
+            self._count("renewed")
             return await self._answer(member)
 
     @contextmanager
@@ -121,8 +144,13 @@ class _Endpoints:
         return JSONResponse(self._desk.answer(member, settled=settled), headers=_NO_STORE)
 
 
-async def _refusal(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, EnrolmentRefusedError)
+def read_waited(text: str) -> dict[Wait, int]:
+    """What a board says it waited for; what has another form is not worth refusing a board for, and left out."""
+    found = _WAITED.findall(text[:_WAITED_CHARS_MAX])
+    return {Wait(name): int(seconds) for name, seconds in found}
+
+
+def _refusal(error: EnrolmentRefusedError) -> Response:
     status = _STATUS[error.refusal]
     headers = dict(_NO_STORE)
     if status is HTTPStatus.UNAUTHORIZED:

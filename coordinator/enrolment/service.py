@@ -4,21 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Final
 
+from coordinator.enrolment import page
 from coordinator.enrolment.access import BrokerAccess
 from coordinator.enrolment.authority import Authority
 from coordinator.enrolment.claims import ClaimStore
 from coordinator.enrolment.config import EnrolmentConfig
 from coordinator.enrolment.desk import EnrolmentDesk, Fleet
+from coordinator.enrolment.records import MemberStatus
 from coordinator.enrolment.registrar import Lookup, Registrar
 from coordinator.enrolment.server import create_enrolment_app
+from coordinator.enrolment.sessions import SessionWatch
+from coordinator.serving.metrics import MinerMetrics
 from coordinator.serving.service import HttpService
 from coordinator.serving.view import Submit
 from edge_sdk.adapters.keys import load_signer
-from edge_sdk.errors import ConfigError
-from edge_sdk.protocol import wire
-from edge_sdk.protocol.messages import Genesis
+from edge_sdk.errors import ConfigError, RemoteProtocolError, StoreError
+from edge_sdk.protocol import cose, wire
+from edge_sdk.protocol.ids import DeviceId
+from edge_sdk.protocol.limits import ENVELOPE_BYTES_MAX
+from edge_sdk.protocol.messages import Domain, Genesis, PublicKey, Reason, Status
+
+if TYPE_CHECKING:
+    from starlette.routing import Route
+
+log = logging.getLogger(__name__)
+
+WATCH_S: Final = 2.0
+"""Between two looks at the ledger's evidence; gauges follow as often."""
+EQUIVOCATED: Final = "two different updates with one number"
 
 
 def broker_access(config: EnrolmentConfig, genesis: Genesis, authority: Authority, store: ClaimStore) -> BrokerAccess:
@@ -45,8 +63,19 @@ class EnrolmentService:
         lookup: Lookup,
         submit: Submit,
         time_s: Callable[[], int],
+        metrics: MinerMetrics,
+        equivocators: Callable[[], Iterable[DeviceId]] = tuple,
     ) -> None:
         """Load keys and claims, and bind the endpoint.
+
+        Args:
+            config: The settings.
+            genesis: Of the chain.
+            lookup: A device in the committed registry.
+            submit: Takes a transaction to the ordered log.
+            time_s: Calendar time.
+            metrics: Counted into.
+            equivocators: Devices against which the ledger holds evidence under their present key.
 
         Raises:
             ConfigError: the registrar's key is not the one that genesis names.
@@ -65,7 +94,14 @@ class EnrolmentService:
             miners=config.device_miners,
             brokers=config.device_brokers,
         )
-        desk = EnrolmentDesk(
+        self._genesis = genesis
+        self._lookup = lookup
+        self._equivocators = equivocators
+        self._metrics = metrics
+        self._sessions = SessionWatch()
+        self._holds: set[asyncio.Task[None]] = set()
+        self.routes: list[Route] = page.routes(self.store, time_s=time_s)
+        self._desk = EnrolmentDesk(
             authority,
             self.store,
             broker_access(config, genesis, authority, self.store),
@@ -74,13 +110,13 @@ class EnrolmentService:
             time_s=time_s,
         )
         self._http = HttpService(
-            create_enrolment_app(desk, self.registrar),
+            create_enrolment_app(self._desk, self.registrar, count=metrics.count_enrolment),
             host=config.host,
             port=config.port,
             certificate=config.cert_file,
             key=config.key_file,
         )
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
     def port(self) -> int:
@@ -90,13 +126,58 @@ class EnrolmentService:
     async def start(self) -> None:
         """Answer devices and settle the registry from now on."""
         await self._http.start()
-        self._task = asyncio.create_task(self.registrar.run(), name="registrar")
+        self._tasks = [asyncio.create_task(self.registrar.run(), name="registrar")]
+        self._tasks.append(asyncio.create_task(self._watch(), name="enrolment-watch"))
 
     async def stop(self) -> None:
         """Stop answering; what is unsettled is taken up at the next start."""
         await self._http.stop()
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks:
+            task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+                await task
+        await asyncio.gather(*self._holds)
         self.store.close()
+
+    def observe_status(self, device_id: DeviceId, envelope: bytes) -> None:
+        """Take in a birth or death of a device, as the broker brought it; a copied card shows in their numbers."""
+        known = self._lookup(device_id)
+        if known is None or known.revoked or len(envelope) > ENVELOPE_BYTES_MAX:
+            return
+        try:
+            parts = cose.peek(envelope)
+            cose.verify(parts, key=known.key, domain=Domain.STATUS, chain_id=self._genesis.chain_id)
+            status = wire.from_bytes(Status, parts.payload)
+        except RemoteProtocolError as error:
+            self._metrics.count_refused_message(error.reason or Reason.MALFORMED)
+            return
+        evidence = self._sessions.observe(device_id, known.key, status)
+        if parts.sender == device_id and evidence is not None:
+            task = asyncio.create_task(self._hold_clone(device_id, known.key, evidence))
+            self._holds.add(task)
+            task.add_done_callback(self._holds.discard)
+
+    async def _watch(self) -> None:
+        """Hold who is proven to sign twice, and show the numbers, until cancelled."""
+        while True:
+            for device_id in self._equivocators():
+                known = self._lookup(device_id)
+                if known is not None and not known.revoked:
+                    await self._hold_clone(device_id, known.key, EQUIVOCATED)
+            try:
+                members = await asyncio.to_thread(self.store.members)
+                alarms = await asyncio.to_thread(self.store.alarms)
+            except StoreError as error:
+                log.warning("registrar's store not read, trying again", extra={"error": str(error)})
+            else:
+                counts = Counter(member.status for member in members)
+                devices = {status.value: counts[status] for status in MemberStatus}
+                self._metrics.set_fleet(devices=devices, alarms=sum(alarm.cleared_s is None for alarm in alarms))
+            await asyncio.sleep(WATCH_S)
+
+    async def _hold_clone(self, device_id: DeviceId, key: PublicKey, evidence: str) -> None:
+        try:
+            if await asyncio.to_thread(self._desk.hold_clone, device_id, key, evidence):
+                self.registrar.wake()
+        except StoreError as error:
+            log.warning("copied card not held yet", extra={"device": device_id, "error": str(error)})

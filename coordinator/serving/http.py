@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -55,13 +55,14 @@ _REASONS: Final = frozenset(Reason)
 _RETRY_LATER: Final = {"retry-after": "1"}
 
 
-def create_app(view: ChainView, submit: Submit, metrics: MinerMetrics) -> Starlette:
+def create_app(view: ChainView, submit: Submit, metrics: MinerMetrics, *, further: Sequence[Route] = ()) -> Starlette:
     """Build the application of one miner.
 
     Args:
         view: Committed state to read from.
         submit: Takes a posted transaction to the ordered log.
         metrics: Counted into, and shown at ``/metrics``.
+        further: Routes of other parts, such as the registrar's page.
     """
     endpoints = Endpoints(view, submit, metrics)
     routes = [
@@ -75,6 +76,7 @@ def create_app(view: ChainView, submit: Submit, metrics: MinerMetrics) -> Starle
         Route("/v1/txs", endpoints.post_transaction, methods=["POST"]),
         Route("/healthz", endpoints.health),
         Route("/metrics", endpoints.metrics),
+        *further,
     ]
     patterns: dict[object, str] = {route.endpoint: route.path for route in routes}
     return Starlette(

@@ -6,6 +6,7 @@ import. Every label takes its values from a fixed enum or from a route table, so
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -69,6 +70,11 @@ class MinerMetrics:
         self._assembly = Gauge("flchain_assembly_bytes", "Memory held for unfinished transfers.", registry=registry)
         self._version = Gauge("flchain_model_version", "Newest certified model version.", registry=registry)
         self._height = Gauge("flchain_height", "Latest committed log height.", registry=registry)
+        self._enrolments = Counter(
+            "flchain_enrolment_requests", "Requests to the registrar by result.", ["result"], registry=registry
+        )
+        self._members = Gauge("flchain_enrolment_devices", "Devices by status.", ["status"], registry=registry)
+        self._alarms = Gauge("flchain_enrolment_alarms", "Alarms that nobody has cleared.", registry=registry)
         self._http = Counter("flchain_http_responses", "HTTP responses.", ["route", "status"], registry=registry)
         self._http_bytes = Counter("flchain_http_blob_bytes", "Blob bytes served over HTTP.", registry=registry)
 
@@ -114,6 +120,16 @@ class MinerMetrics:
     def set_assembly_bytes(self, size_bytes: int) -> None:
         """Show the memory held for unfinished transfers."""
         self._assembly.set(size_bytes)
+
+    def count_enrolment(self, result: str) -> None:
+        """Count one request to the registrar: ``enrolled``, ``renewed`` or a ``Refusal``."""
+        self._enrolments.labels(result).inc()
+
+    def set_fleet(self, *, devices: Mapping[str, int], alarms: int) -> None:
+        """Show the registrar's devices by status, and its open alarms."""
+        for status, count in devices.items():
+            self._members.labels(status).set(count)
+        self._alarms.set(alarms)
 
     def count_response(self, route: str, status: int) -> None:
         """Count one HTTP response; ``route`` is the pattern of the route table, never the path that was asked for."""

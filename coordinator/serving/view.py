@@ -39,6 +39,8 @@ class DeviceView:
     key: PublicKey
     serial: int
     revoked: bool
+    equivocated: bool = False
+    """Signed two updates with one number under this key: two boards hold it, or one that lies."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

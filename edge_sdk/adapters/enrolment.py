@@ -13,8 +13,10 @@ import binascii
 import http.client
 import json
 import ssl
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
@@ -25,6 +27,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from edge_sdk.adapters import failpoints
 from edge_sdk.adapters.durable_files import PRIVATE_MODE, read_file, write_file
 from edge_sdk.adapters.keys import create_key, load_private_key, load_signer
 from edge_sdk.errors import ConfigError, ConnectError, DecodeError, RemoteProtocolError, StoreError
@@ -38,7 +41,31 @@ ANSWER_BYTES_MAX: Final = 512 * 1024
 TOKEN_BYTES_MAX: Final = 256
 PEM_BYTES_MAX: Final = 64 * 1024
 TIMEOUT_S: Final = 20.0
+WAITED_HEADER: Final = "Flchain-Waited"
 _ROOT: Final = "/.well-known/est"
+_NOT_YET_VALID: Final = 9
+"""X509_V_ERR_CERT_NOT_YET_VALID of OpenSSL: our clock is slow, or the certificate is from the future."""
+
+
+class Wait(StrEnum):
+    """What a board that is not enrolled waits for."""
+
+    CLOCK = "clock"  # it stands before anything that this board knows to have happened
+    UNREACHABLE = "unreachable"
+    REFUSED = "refused"
+
+
+class RegistrarRefusalError(RemoteProtocolError):
+    """The registrar refuses; ``code`` is its countable reason, such as ``expired-claim``."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        """Keep the code."""
+        super().__init__(message)
+        self.code = code
+
+
+class ClockBehindError(ConnectError):
+    """The registrar's certificate is not valid yet by this board's clock."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,14 +91,30 @@ class Membership:
 
 
 def enrol(
-    url: str, places: Places, *, device_id: DeviceId, algorithm: Algorithm, genesis_digest: Digest | None
+    url: str,
+    places: Places,
+    *,
+    device_id: DeviceId,
+    algorithm: Algorithm,
+    genesis_digest: Digest | None,
+    waited: Mapping[Wait, int] | None = None,
 ) -> Membership:
     """Enrol this board; safe to repeat after any failure.
 
+    Args:
+        url: Of the registrar.
+        places: Files of the identity.
+        device_id: Name of this board.
+        algorithm: Of a new key.
+        genesis_digest: What the genesis must be, where that is known.
+        waited: What this board had to wait for, in seconds; told to the registrar, whose operator could not see it.
+
     Raises:
         ConfigError: no claim, or the URL is not https.
-        ConnectError: the registrar cannot be reached, or is not the pinned one.
-        RemoteProtocolError: it refuses, or answers with something else than a membership of this device.
+        ConnectError: the registrar cannot be reached, or is not the pinned one; ``ClockBehindError`` where only the
+            clock speaks against it.
+        RegistrarRefusalError: it refuses.
+        RemoteProtocolError: it answers with something else than a membership of this device.
         StoreError: the disk refuses.
     """
     token = (read_file(places.claim_file, bytes_max=TOKEN_BYTES_MAX) or b"").decode("ascii", "replace").strip()
@@ -79,29 +122,43 @@ def enrol(
         raise ConfigError(f"{places.claim_file}: no claim: expected the token that the registry made for this board")
     if not places.key_file.exists():
         create_key(places.key_file, algorithm)
-    answer = _post(
-        url,
-        "simpleenroll",
-        _request(places.key_file, device_id),
-        places.ca_file,
-        headers={"Authorization": f"Bearer {token}", "Content-Type": "application/pkcs10"},
-    )
+    failpoints.hit("enrol.key_made")
+    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/pkcs10"}
+    if waited:
+        headers[WAITED_HEADER] = ",".join(f"{wait.value}={seconds}" for wait, seconds in waited.items())
+    answer = _post(url, "simpleenroll", _request(places.key_file, device_id), places.ca_file, headers=headers)
+    failpoints.hit("enrol.answered")
     membership = _accept(answer, places, device_id=device_id, genesis_digest=genesis_digest)
+    failpoints.hit("enrol.certificate_written")
     places.claim_file.unlink(missing_ok=True)
     return membership
 
 
 def renew(
-    url: str, places: Places, *, device_id: DeviceId, chain_id: ChainId, genesis_digest: Digest | None
+    url: str,
+    places: Places,
+    *,
+    device_id: DeviceId,
+    chain_id: ChainId,
+    genesis_digest: Digest | None,
+    signer_file: Path | None = None,
 ) -> Membership:
-    """Get the next certificate for the current key.
+    """Get the next certificate.
+
+    Args:
+        url: Of the registrar.
+        places: Files of the identity; the certificate will be for its key.
+        device_id: Name of this board.
+        chain_id: Of the genesis.
+        genesis_digest: What the genesis must be, where that is known.
+        signer_file: The key that the registrar knows, where the certificate is to be for a new one.
 
     Raises:
         ConnectError, RemoteProtocolError, StoreError: as ``enrol``.
     """
     envelope = cose.sign(
         _request(places.key_file, device_id),
-        signer=load_signer(places.key_file),
+        signer=load_signer(signer_file or places.key_file),
         domain=Domain.RENEW,
         chain_id=chain_id,
         sender=device_id,
@@ -155,7 +212,8 @@ def _post(url: str, leaf: str, body: bytes, ca_file: Path, *, headers: dict[str,
             response = connection.getresponse()
             data = response.read(ANSWER_BYTES_MAX + 1)
     except (OSError, http.client.HTTPException) as error:
-        raise ConnectError(f"registrar {url}: {error}") from error
+        is_clock = isinstance(error, ssl.SSLCertVerificationError) and error.verify_code == _NOT_YET_VALID
+        raise (ClockBehindError if is_clock else ConnectError)(f"registrar {url}: {error}") from error
     if len(data) > ANSWER_BYTES_MAX:
         raise DecodeError(f"registrar {url}: answers with more than {ANSWER_BYTES_MAX} bytes")
     try:
@@ -163,7 +221,10 @@ def _post(url: str, leaf: str, body: bytes, ca_file: Path, *, headers: dict[str,
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"registrar {url}: status {response.status}, not a JSON answer") from error
     if response.status != http.HTTPStatus.OK or not isinstance(document, dict):
-        raise RemoteProtocolError(f"registrar {url} refuses: status {response.status}: {str(document)[:200]}")
+        problem = document.get("error") if isinstance(document, dict) else None
+        code = str(problem.get("code", "unknown"))[:40] if isinstance(problem, dict) else "unknown"
+        text = f"registrar {url} refuses: status {response.status}: {str(document)[:200]}"
+        raise RegistrarRefusalError(text, code=code)
     return document
 
 

@@ -19,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import (
 from edge_sdk.adapters.durable_files import PRIVATE_MODE, read_file, write_file
 from edge_sdk.errors import StoreError
 from edge_sdk.protocol.cose import SoftwareSigner
-from edge_sdk.protocol.messages import Algorithm
+from edge_sdk.protocol.digest import sha256
+from edge_sdk.protocol.messages import Algorithm, PublicKey
 
 KEY_FILE_BYTES_MAX: Final = 8_192
 _OTHERS: Final = stat.S_IRWXG | stat.S_IRWXO
@@ -59,6 +60,11 @@ def load_private_key(path: Path) -> Ed25519PrivateKey | EllipticCurvePrivateKey:
     ):
         raise StoreError(f"{path}: expected an Ed25519 or P-256 key")
     return key
+
+
+def fingerprint(key: PublicKey) -> str:
+    """SHA-256 of the public key in hex: what two people compare."""
+    return sha256(key.data).hex()
 
 
 def load_signer(path: Path) -> SoftwareSigner:

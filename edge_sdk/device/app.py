@@ -8,17 +8,19 @@ broker and returns 0; a stop by SIGKILL loses nothing either, it only costs the 
 from __future__ import annotations
 
 import logging
+import secrets
 import signal
 from collections import deque
 from types import FrameType
 from typing import Final
 
 from edge_sdk.adapters import mqtt
-from edge_sdk.adapters.enrolment import Places, certificate_life, is_renewal_due, renew
+from edge_sdk.adapters.enrolment import certificate_life, is_renewal_due, renew
 from edge_sdk.adapters.watchdog import Watchdog
 from edge_sdk.device.actor import SHARDS, Actor
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.device.downloads import Downloads, Ranges
+from edge_sdk.device.first_boot import places
 from edge_sdk.device.inbox import Inbox, Incoming, Item, Mailbox, Stop
 from edge_sdk.device.parts import open_parts
 from edge_sdk.device.restore import restored
@@ -41,6 +43,8 @@ OFFER_AGAIN_S: Final = 60.0
 """Announcements that were refused for the clock's sake are looked at again: a board learns the time late."""
 RENEWAL_S: Final = 3_600.0
 SESSIONS_PER_RUN: Final = 2**20
+SESSION_OFFSETS: Final = 2**19
+"""The first session of a run is drawn among these: a copied card that starts in the same run shows by other numbers."""
 STOP_TIMEOUT_S: Final = 20.0
 GOODBYE_S: Final = 1.0
 MS_PER_S: Final = 1_000
@@ -63,7 +67,7 @@ class Device:
             subscriptions=topics.device_filters(config.task, config.device_id),
             will_of=lambda session: self._status(session, online=False),
             sink=self._mailbox.put,
-            first_session=parts.outbox.begin_run() * SESSIONS_PER_RUN,
+            first_session=parts.outbox.begin_run() * SESSIONS_PER_RUN + secrets.randbelow(SESSION_OFFSETS),
         )
         self._downloads = Downloads(parts.http, ask=self._ask_chunks, stopping=parts.stopping)
         self._tasks = Tasks(parts, self._downloads)
@@ -322,14 +326,3 @@ class Device:
 
     def _now_ms(self) -> int:
         return self._parts.clock.monotonic_ns() // NS_PER_MS
-
-
-def places(config: DeviceConfig) -> Places:
-    """Files of the device's identity."""
-    return Places(
-        key_file=config.key_file,
-        cert_file=config.cert_file,
-        genesis_file=config.genesis_file,
-        claim_file=config.claim_file,
-        ca_file=config.enrolment_ca_file,
-    )

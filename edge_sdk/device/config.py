@@ -77,6 +77,8 @@ SCHEMA: Final[Schema] = (
         (
             Key("url", Kind.TEXT, "https URL of the registrar; empty when the keys came with the image.", None),
             Key("ca_file", Kind.PATH, "CA that the registrar's certificate is pinned to.", "ca.pem"),
+            Key("retry_s", Kind.NUMBER, "First pause after a failure.", 2.0, unit="seconds", minimum=0.1, maximum=3600),
+            Key("retry_max_s", Kind.NUMBER, "Longest pause.", 900.0, unit="seconds", minimum=0.1, maximum=86_400),
         ),
     ),
     BROKER_SECTION,
@@ -172,6 +174,8 @@ class DeviceConfig:
     enrolment_url: str | None
     enrolment_ca_file: Path
     claim_file: Path
+    enrolment_retry_s: float
+    enrolment_retry_max_s: float
     brokers: tuple[BrokerSettings, ...]
     miner_urls: tuple[str, ...]
     miner_ca_file: Path | None
@@ -236,6 +240,8 @@ class DeviceConfig:
             enrolment_url=_enrolment_url(path, enrolment.text_or_none("url")),
             enrolment_ca_file=enrolment.path("ca_file"),
             claim_file=device.path("claim_file"),
+            enrolment_retry_s=enrolment.number("retry_s"),
+            enrolment_retry_max_s=enrolment.number("retry_max_s"),
             brokers=tuple(broker_settings(table) for table in values.tables("broker")),
             miner_urls=_urls(path, miners.texts("urls")),
             miner_ca_file=miners.path_or_none("ca_file"),

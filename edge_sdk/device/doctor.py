@@ -19,6 +19,7 @@ from edge_sdk.adapters.http_blobs import HttpBlobs
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.first_boot import CLOCK_BUILD_S
 from edge_sdk.device.inbox import Inbox
 from edge_sdk.device.parts import load_genesis
 from edge_sdk.errors import DecodeError, EdgeFLError, InvalidCertificateError
@@ -30,8 +31,6 @@ from edge_sdk.protocol.messages import Announcement, Genesis
 log: Final = logging.getLogger(__name__)
 
 DISK_FREE_BYTES_MIN: Final = 256 * 1024 * 1024
-CLOCK_BUILD_S: Final = 1_735_689_600
-"""2025-01-01: this program is younger; a clock before it was never set."""
 BROKER_TIMEOUT_S: Final = 15.0
 ARTIFACT_OF_MINER: Final = "artifact.flm from the operator of a miner"
 MEND_CLOCK: Final = "timedatectl set-ntp true; a board without RTC needs fake-hwclock"

@@ -6,8 +6,10 @@ import sqlite3
 from contextlib import closing
 from typing import Any
 
+from edge_sdk.adapters.keys import fingerprint, load_signer
 from edge_sdk.adapters.slots import Slots
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.first_boot import read_waiting
 from edge_sdk.errors import CorruptStoreError
 from edge_sdk.protocol.messages import Reason, Verdict
 
@@ -19,6 +21,11 @@ def read_status(config: DeviceConfig) -> dict[str, Any]:
         CorruptStoreError: the state file cannot be read as one.
     """
     document: dict[str, Any] = {"device": config.device_id, "task": config.task, "model": None, "state": None}
+    if config.key_file.exists():
+        document["key"] = fingerprint(load_signer(config.key_file).public_key)
+    waiting = read_waiting(config)
+    if waiting is not None:
+        document["enrolment"] = waiting
     if config.slots_dir.is_dir():
         model = Slots(config.slots_dir).current()
         if model is not None:
@@ -32,7 +39,9 @@ def read_status(config: DeviceConfig) -> dict[str, Any]:
     return document
 
 
-def _state(db: sqlite3.Connection) -> dict[str, Any]:
+def _state(db: sqlite3.Connection) -> dict[str, Any] | None:
+    if not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+        return None  # the first start was cut off between the file and its tables
     numbers = dict(db.execute("SELECT key, number FROM meta WHERE number IS NOT NULL").fetchall())
     outcomes = db.execute(
         "SELECT verdict, reason, count(*) FROM updates WHERE verdict IS NOT NULL GROUP BY verdict, reason"

@@ -23,6 +23,7 @@ TRIES: Final = 10
 HOLD_S: Final = 3.0
 
 # One per arrow of the way; the steps are those of the design.
+ELSEWHERE: Final = ("enrol.", "rotation.")  # of boards outside a running fleet: tests/integration/test_first_boot.py
 QUICK: Final = (
     "device.before_switch",  # 1 get
     "device.mid_training:4",  # 2 train
@@ -80,7 +81,7 @@ def fleet(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_every_failpoint_of_the_tree_is_in_the_matrix() -> None:
     """A new failpoint is a new arrow: it needs a case here, and a name of its own."""
     found = failpoints_of_the_tree()
-    assert set(found) == set(map(_name, ALL))
+    assert {name for name in found if not name.startswith(ELSEWHERE)} == set(map(_name, ALL))
     assert [name for name, count in found.items() if count > 1] == []
     assert {_name(point).partition(".")[0] for point in QUICK} == {"device", "miner", "sequencer"}
 

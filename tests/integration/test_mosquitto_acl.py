@@ -329,7 +329,7 @@ def test_revoked_device_is_shut_out(site: Site, open_client: Open, miner: Client
     assert open_session.publish(topics.update(TASK, 0, DeviceId("d9")))
     assert miner.messages() == [(topics.update(TASK, 0, DeviceId("d9")), b"x")]
 
-    site.store.revoke(DeviceId("d9"))
+    site.store.revoke(DeviceId("d9"), now_s=site.now_s)
     assert site.access.refresh(now_s=site.now_s), "mosquitto was not asked to reload"
     deadline = time.monotonic() + WAIT_S
     while Client(site, "d9").connect():
@@ -344,7 +344,7 @@ def test_revoked_device_is_shut_out(site: Site, open_client: Open, miner: Client
 
 def test_device_comes_back_with_a_new_claim(site: Site, open_client: Open) -> None:
     enrol(site, "d11")
-    site.store.revoke(DeviceId("d11"))
+    site.store.revoke(DeviceId("d11"), now_s=site.now_s)
     assert site.access.refresh(now_s=site.now_s)
     enrol(site, "d11")
     assert site.access.refresh(now_s=site.now_s)

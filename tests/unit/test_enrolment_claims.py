@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from coordinator.enrolment import store_file
+from coordinator.enrolment.authority import DeviceRequest
 from coordinator.enrolment.claims import TTL_S_MAX, ClaimStore
 from coordinator.enrolment.records import EnrolmentRefusedError, Member, MemberStatus, Refusal
+from edge_sdk.adapters.enrolment import Wait
 from edge_sdk.errors import CorruptStoreError, StoreError
 from edge_sdk.protocol.ids import DeviceId
 from tests.support.enrolment import NOW_S, Issuer, make_request
@@ -159,7 +162,7 @@ def test_revoked_device_stays_out_until_a_new_claim(store: ClaimStore, issuer: I
     key = Ed25519PrivateKey.generate()
     member = admit(store, issuer, key)
     open_claim = claim(store)
-    revoked = store.revoke(D1)
+    revoked = store.revoke(D1, now_s=NOW_S)
     assert revoked is not None
     assert (revoked.status, revoked.settled) == (MemberStatus.REVOKED, False)
     assert refusal_of(store, open_claim, issuer) is Refusal.UNKNOWN_CLAIM
@@ -167,19 +170,19 @@ def test_revoked_device_stays_out_until_a_new_claim(store: ClaimStore, issuer: I
         store.renew(make_request("d1", key), current=member.key, issue=issuer)
     back = admit(store, issuer, key)
     assert (back.status, back.serial) == (MemberStatus.ENROLLED, 2)
-    assert store.revoke(DeviceId("stranger")) is None
+    assert store.revoke(DeviceId("stranger"), now_s=NOW_S) is None
 
 
 def test_settling_counts_for_the_state_that_was_seen_only(store: ClaimStore, issuer: Issuer) -> None:
     member = admit(store, issuer)
-    store.revoke(D1)
+    store.revoke(D1, now_s=NOW_S)
     store.mark_settled(member)  # an answer that was under way meanwhile
     assert [one.status for one in store.unsettled()] == [MemberStatus.REVOKED]
 
 
 def test_expired_certificates_leave_the_revocation_list(store: ClaimStore, issuer: Issuer) -> None:
     member = admit(store, issuer)
-    store.revoke(D1)
+    store.revoke(D1, now_s=NOW_S)
     assert store.revoked_certificates(now_s=member.expiry_s - 1) == [member.certificate_number]
     assert store.revoked_certificates(now_s=member.expiry_s) == []
 
@@ -235,3 +238,90 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
         ClaimStore.open(tmp_path / "other.sqlite3")
     with pytest.raises(StoreError):
         ClaimStore.open(tmp_path / "missing" / "claims.sqlite3")
+
+
+def test_same_board_gets_its_answer_after_the_end_of_the_claim(store: ClaimStore, issuer: Issuer) -> None:
+    """Its first answer was lost, and it was off for a week."""
+    token, request = store.issue_claim(D1, now_s=NOW_S, ttl_s=60), make_request()
+    first = store.redeem(token, request, issue=issuer, now_s=NOW_S)
+    assert store.redeem(token, request, issue=issuer, now_s=NOW_S + 7 * 86_400) == first
+    assert issuer.count == 1
+
+
+def held(store: ClaimStore, issuer: Issuer) -> tuple[str, DeviceRequest]:
+    """A device whose claim came from two boards; its token and the first board's request."""
+    token, request = store.issue_claim(D1, now_s=NOW_S, ttl_s=60), make_request()
+    store.redeem(token, request, issue=issuer, now_s=NOW_S)
+    with pytest.raises(EnrolmentRefusedError):
+        store.redeem(token, make_request(), issue=issuer, now_s=NOW_S)
+    return token, request
+
+
+def test_released_device_keeps_key_and_certificate_and_the_copy_stays_out(store: ClaimStore, issuer: Issuer) -> None:
+    token, request = held(store, issuer)
+    released = store.release(D1, now_s=NOW_S + 1)
+    assert released is not None
+    assert (released.status, released.serial, released.key) == (MemberStatus.ENROLLED, 2, request.key)
+    assert not released.settled
+    assert store.revoked_certificates(now_s=NOW_S) == []
+    assert [alarm.cleared_s for alarm in store.alarms()] == [NOW_S + 1]
+    with pytest.raises(EnrolmentRefusedError) as caught:
+        store.redeem(token, make_request(), issue=issuer, now_s=NOW_S + 2)
+    assert caught.value.refusal is Refusal.UNKNOWN_CLAIM
+    member = store.member(D1)
+    assert member is not None
+    assert member.status is MemberStatus.ENROLLED
+    assert store.release(D1, now_s=NOW_S + 3) is None
+
+
+def test_alarm_that_comes_again_is_counted(store: ClaimStore, issuer: Issuer) -> None:
+    token, _ = held(store, issuer)
+    for later in (1, 2):
+        with pytest.raises(EnrolmentRefusedError):
+            store.redeem(token, make_request(), issue=issuer, now_s=NOW_S + later)
+    (alarm,) = store.alarms()
+    assert (alarm.count, alarm.time_s, alarm.last_s) == (3, NOW_S, NOW_S + 2)
+    (attempt,) = store.attempts()
+    assert (attempt.refusal, attempt.count) == (Refusal.REUSED_CLAIM, 3)
+
+
+def test_key_of_two_boards_never_comes_back(store: ClaimStore, issuer: Issuer) -> None:
+    token, request = store.issue_claim(D1, now_s=NOW_S, ttl_s=60), make_request()
+    store.redeem(token, request, issue=issuer, now_s=NOW_S)
+    assert not store.hold_clone(D1, make_request().key, "another key", now_s=NOW_S)
+    assert store.hold_clone(D1, request.key, "evidence", now_s=NOW_S)
+    assert not store.hold_clone(D1, request.key, "evidence", now_s=NOW_S)
+    with pytest.raises(EnrolmentRefusedError):
+        store.release(D1, now_s=NOW_S)
+    again = store.issue_claim(D1, now_s=NOW_S, ttl_s=60)
+    with pytest.raises(EnrolmentRefusedError) as caught:
+        store.redeem(again, request, issue=issuer, now_s=NOW_S)
+    assert caught.value.refusal is Refusal.CLONED_KEY
+    fresh = store.redeem(again, make_request(), issue=issuer, now_s=NOW_S, waited={Wait.CLOCK: 5})
+    assert (fresh.status, fresh.serial) == (MemberStatus.ENROLLED, 2)
+    assert [(one.device_id, one.waited) for one in store.arrivals()] == [(D1, "clock=5")]
+    assert store.attempts() == []
+
+
+def test_names_that_nobody_knows_fill_nothing(store: ClaimStore, issuer: Issuer) -> None:
+    for number in range(5):
+        with pytest.raises(EnrolmentRefusedError):
+            store.redeem("guess", make_request(f"stranger-{number}"), issue=issuer, now_s=NOW_S)
+    assert store.attempts() == []
+
+
+def test_file_of_the_first_version_keeps_its_members(tmp_path: Path, issuer: Issuer) -> None:
+    path = tmp_path / "old.sqlite3"
+    old = sqlite3.connect(path)
+    old.executescript(store_file.STEPS[0])
+    old.execute("PRAGMA user_version = 1")
+    old.execute("INSERT INTO alarms VALUES (1, 7, 'd1', 'reused-claim', 'note')")
+    old.commit()
+    old.close()
+    store = ClaimStore.open(path)
+    try:
+        (alarm,) = store.alarms()
+        assert (alarm.time_s, alarm.last_s, alarm.count, alarm.cleared_s) == (7, 7, 1, None)
+        store.redeem(store.issue_claim(D1, now_s=NOW_S, ttl_s=60), make_request(), issue=issuer, now_s=NOW_S)
+    finally:
+        store.close()

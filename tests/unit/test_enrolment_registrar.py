@@ -117,7 +117,7 @@ def test_revocation_reaches_the_ledger(registrar: Registrar, store: ClaimStore, 
     reconcile(registrar)
     ledger.execute()
     reconcile(registrar)
-    store.revoke(D1)
+    store.revoke(D1, now_s=NOW_S)
     assert reconcile(registrar) == 1
     assert ledger.execute() == ["revoke 1"]
     assert reconcile(registrar) == 0
@@ -126,7 +126,7 @@ def test_revocation_reaches_the_ledger(registrar: Registrar, store: ClaimStore, 
 def test_late_enrolment_of_a_revoked_device_is_caught(registrar: Registrar, store: ClaimStore, ledger: Ledger) -> None:
     admit(store)
     reconcile(registrar)  # the enrolment is under way
-    store.revoke(D1)
+    store.revoke(D1, now_s=NOW_S)
     under_way = list(ledger.transactions)
     ledger.transactions.clear()
     reconcile(registrar)
@@ -145,7 +145,7 @@ def test_new_key_of_a_revoked_device_does_not_hide_the_old_serial(
     reconcile(registrar)
     ledger.execute()
     store.renew(make_request(), current=member.key, issue=ISSUER)
-    store.revoke(D1)  # serial 2 never reached the ledger
+    store.revoke(D1, now_s=NOW_S)  # serial 2 never reached the ledger
     reconcile(registrar)
     assert ledger.execute() == ["revoke 1"]
 

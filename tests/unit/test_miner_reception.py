@@ -88,6 +88,7 @@ class Site:
             journal=Journal(self._record, MinerMetrics(), clock),
             clock=clock,
             behaviour=Behaviour.HONEST,
+            on_status=lambda *_: None,
         )
         ledger = IntakeLedger(app, self.store)
         pool = Pool(ledger=ledger, check_blob=upload_check(names.model), blob_bytes_max=blob_bytes_max(names.model))
