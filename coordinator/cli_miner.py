@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from coordinator.codec_choice import EXPECTED, parse_codec
 from edge_sdk.errors import ConfigError, DecodeError
 from edge_sdk.protocol.ids import ChainId, MinerId, TaskId, check_name
 
@@ -60,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
         "--author", type=Path, metavar="NAME.pub", help="key that must have signed NAME.flm; the genesis pins it"
     )
     data.add_argument("--seed", type=int, default=0, help="of the model and the folds")
+    data.add_argument(
+        "--codec",
+        default="int8",
+        metavar="CODEC",
+        help=f"how updates are written: {EXPECTED} (default: int8)",
+    )
     data.add_argument("--block-size", type=_positive, default=4, help="updates that cut a block at once")
     data.add_argument("--tau", type=_seconds, default=30.0, help="seconds after which a block is cut anyway")
     return parser
@@ -85,8 +92,10 @@ def _init(options: argparse.Namespace) -> int:
     from coordinator.authoring import zoo
     from coordinator.own_model import fit_data, is_artifact_file, load_own_model
     from coordinator.setup import Plan, default_params, found
+    from coordinator.task_form import fit_task
     from edge_sdk.adapters.system_clock import SystemClock
 
+    codec = parse_codec(options.codec)
     plan = Plan(
         root=options.directory.absolute(),
         chain_id=ChainId(options.chain),
@@ -110,13 +119,22 @@ def _init(options: argparse.Namespace) -> int:
             f"--author {options.author}: --model {options.model} comes with this program: expected NAME.flm"
         )
     else:
-        artifact, params = zoo.build(options.model, data.input_shape, data.class_count, batch=BATCH, seed=options.seed)
-    rules = default_params(batch=artifact.batch, block_size=options.block_size, tau_ms=round(options.tau * 1_000))
+        artifact, params = zoo.build(
+            options.model,
+            data.input_shape,
+            data.class_count,
+            batch=BATCH,
+            seed=options.seed,
+            is_output_only=codec.is_output_only,
+        )
+    rules = default_params(
+        batch=artifact.batch, block_size=options.block_size, tau_ms=round(options.tau * 1_000), codec=codec
+    )
     with tempfile.TemporaryDirectory(prefix="flchain-") as folder:
         folds = _write_folds(data, plan.miners, Path(folder), seed=options.seed)
         founded = found(
             plan,
-            params=rules,
+            params=fit_task(rules, artifact),
             artifact=artifact.data,
             model=params,
             folds=folds,

@@ -30,6 +30,7 @@ from edge_sdk.errors import EdgeFLError, LedgerError
 from edge_sdk.protocol.digest import commitment
 from edge_sdk.protocol.ids import Digest, MinerId
 from edge_sdk.protocol.messages import Commit, Domain, Genesis, Reveal
+from edge_sdk.training.codecs.reading import UpdateForm
 
 log = logging.getLogger(__name__)
 
@@ -145,6 +146,7 @@ class DutyRunner:
             total_weight=duty.total_weight,
             server_rate_q16=duty.server_rate_q16,
             clip_norm_q16=params.clip_norm_q16,
+            form=UpdateForm.of_task(params),
         )
         scores = tools.behaviour.scores(await tools.worker.score(order))
         failpoints.hit("miner.after_score")
@@ -198,7 +200,7 @@ class DutyRunner:
                 raise LedgerError(f"update {entry.update_digest.hex()} is accepted, but its blob can be had nowhere")
             blobs[entry.blob_digest] = blob
         with tools.journal.measure(MinerPhase.MERGE, block_index=plan.block_index, version=plan.version) as span:
-            merged = await tools.worker.merge(base, plan, blobs)
+            merged = await tools.worker.merge(base, plan, blobs, tools.genesis.params.carried)
             failpoints.hit("miner.after_merge")
             await asyncio.to_thread(tools.library.add_merged, plan.version, merged)
             span.bytes_count = len(merged.blob)

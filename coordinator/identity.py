@@ -8,6 +8,7 @@ from pathlib import Path
 from coordinator.config import MinerConfig
 from coordinator.genesis_file import load_genesis
 from coordinator.ledger.miner_set import check_genesis
+from coordinator.task_form import check_task
 from edge_sdk.adapters.durable_files import read_file
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.errors import ConfigError, DecodeError, StoreError
@@ -54,7 +55,8 @@ def load_identity(config: MinerConfig) -> Identity:
     artifact_bytes = _read(config.artifact_file, bytes_max=ARTIFACT_BYTES_MAX, what="artifact")
     try:
         artifact = Artifact.load(artifact_bytes, digest=genesis.artifact_digest, author=genesis.artifact_author)
-    except DecodeError as error:
+        check_task(genesis.params, artifact)
+    except (DecodeError, ConfigError) as error:
         raise ConfigError(f"{config.artifact_file}: {error}") from error
     model = _read(config.model_file, bytes_max=BLOB_BYTES_MAX, what="model")
     return Identity(genesis=genesis, signer=signer, artifact=artifact, genesis_model=model)

@@ -23,13 +23,16 @@ class MergedModel:
     root: Digest
 
 
-def merge_block(base: ModelParams, plan: MergePlan, blobs: Mapping[Digest, bytes]) -> MergedModel:
+def merge_block(
+    base: ModelParams, plan: MergePlan, blobs: Mapping[Digest, bytes], carried: tuple[int, ...] | None
+) -> MergedModel:
     """Merge the accepted updates of a block into its base.
 
     Args:
         base: Model of ``plan.base_version``.
         plan: Fixed by the ledger.
         blobs: By blob digest, all that the plan names, hashes checked.
+        carried: Positions of the tensors that updates of the task carry; None: all.
 
     Raises:
         LedgerError: the base is not the plan's.
@@ -40,5 +43,5 @@ def merge_block(base: ModelParams, plan: MergePlan, blobs: Mapping[Digest, bytes
     if model.model_root(base) != plan.base_root:
         raise LedgerError(f"base of block {plan.block_index} is not version {plan.base_version} of the ledger")
     updates = [(entry.weight, wire.from_bytes(UpdatePayload, blobs[entry.blob_digest])) for entry in plan.entries]
-    params = merge(base, updates, plan.total_weight, plan.server_rate_q16)
+    params = merge(base, updates, plan.total_weight, plan.server_rate_q16, carried)
     return MergedModel(params=params, blob=wire.to_bytes(params), root=model.model_root(params))

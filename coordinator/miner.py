@@ -51,6 +51,7 @@ from edge_sdk.errors import EdgeFLError, StoreError
 from edge_sdk.protocol import topics
 from edge_sdk.protocol.ids import DeviceId
 from edge_sdk.protocol.messages import Domain
+from edge_sdk.training.codecs.reading import UpdateForm
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,10 @@ class Miner:
             genesis=genesis, miner_id=config.miner_id, signer=identity.signer, publish=self._intake.publish
         )
         intake_ledger = IntakeLedger(self._application, self._store)
-        pool = Pool(ledger=intake_ledger, check_blob=upload_check(model), blob_bytes_max=blob_bytes_max(model))
+        form = UpdateForm.of_task(genesis.params)
+        pool = Pool(
+            ledger=intake_ledger, check_blob=upload_check(model, form), blob_bytes_max=blob_bytes_max(model, form)
+        )
         downlink = Downlink(
             genesis,
             config.miner_id,

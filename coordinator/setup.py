@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.broker.access import access_list
 from coordinator.broker.mosquitto import TlsFiles, production_config
+from coordinator.codec_choice import INT8, CodecChoice
 from coordinator.enrolment.authority import Authority, Issued, private_pem
 from coordinator.enrolment.claims import ClaimStore
 from coordinator.setup_texts import MinerText, miner_toml, sequencer_toml, systemd_unit
@@ -25,10 +26,12 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.digest import genesis_digest, sha256
 from edge_sdk.protocol.ids import ChainId, MinerId, TaskId
-from edge_sdk.protocol.limits import MINERS_MAX
+from edge_sdk.protocol.limits import MINERS_MAX, SPSA_CODES_MAX
 from edge_sdk.protocol.messages import Algorithm, Codec, Genesis, MinerRecord, ModelParams, PublicKey, TaskParams
 from edge_sdk.protocol.model import model_root
 
+SPSA_LEARNING_RATE: Final = 0.003
+"""A step along a random direction changes every parameter; the stable rate falls with their number."""
 SOCKET_PATH_BYTES_MAX: Final = 107
 """Length of ``sun_path`` on Linux, without its end."""
 ENROLMENT_PORT: Final = 8443
@@ -77,8 +80,9 @@ class Founded:
     authority_file: Path
 
 
-def default_params(*, batch: int, block_size: int = 4, tau_ms: int = 30_000) -> TaskParams:
+def default_params(*, batch: int, block_size: int = 4, tau_ms: int = 30_000, codec: CodecChoice = INT8) -> TaskParams:
     """Rules of a task of production size; the README of the coordinator explains each."""
+    is_spsa = codec.codec is Codec.SPSA
     return TaskParams(
         block_size=block_size,
         tau_ms=tau_ms,
@@ -89,13 +93,14 @@ def default_params(*, batch: int, block_size: int = 4, tau_ms: int = 30_000) -> 
         method="fedbuff",
         server_rate_q16=1 << 16,
         clip_norm_q16=10 << 16,
-        codec=Codec.INT8_DENSE,
+        codec=codec.codec,
         expiry_heights=10_000,
         certificate_ttl_s=30 * 86_400,
-        local_steps=50,
+        local_steps=SPSA_CODES_MAX if is_spsa else 50,
         batch=batch,
-        learning_rate_q24=round(0.05 * 2**24),
+        learning_rate_q24=round((SPSA_LEARNING_RATE if is_spsa else 0.05) * 2**24),
         example_count_max=100_000,
+        top_share_q16=codec.top_share_q16,
     )
 
 

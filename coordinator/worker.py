@@ -18,6 +18,7 @@ from edge_sdk.protocol import wire
 from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.messages import ModelParams, Scores, UpdatePayload
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.dataset import load_dataset
 from edge_sdk.training.trainer import Trainer
 
@@ -36,6 +37,7 @@ class Scoring:
     total_weight: int
     server_rate_q16: int
     clip_norm_q16: int
+    form: UpdateForm
 
 
 class Worker:
@@ -63,9 +65,11 @@ class Worker:
         """Score a block on this miner's fold."""
         return await self.run(self._score, order)
 
-    async def merge(self, base: ModelParams, plan: MergePlan, blobs: Mapping[Digest, bytes]) -> MergedModel:
+    async def merge(
+        self, base: ModelParams, plan: MergePlan, blobs: Mapping[Digest, bytes], carried: tuple[int, ...] | None
+    ) -> MergedModel:
         """Compute the next model; raises as ``merge_block``."""
-        return await self.run(merge_block, base, plan, blobs)
+        return await self.run(merge_block, base, plan, blobs, carried)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run any other piece of heavy work in the thread."""
@@ -89,6 +93,7 @@ class Worker:
             total_weight=order.total_weight,
             server_rate_q16=order.server_rate_q16,
             clip_norm_q16=order.clip_norm_q16,
+            form=order.form,
         )
 
 

@@ -73,12 +73,18 @@ LAYERS: Final = {
     "edge_sdk.upgrade.metadata": Layer.PROTOCOL,
     "edge_sdk.upgrade.release": Layer.PROTOCOL,
     "edge_sdk.upgrade.trusted": Layer.PROTOCOL,
+    "edge_sdk.upgrade.trial": Layer.MACHINES,
+    "edge_sdk.upgrade.offer": Layer.MACHINES,
+    "edge_sdk.upgrade.probe": Layer.APPS,
+    "edge_sdk.upgrade.updater": Layer.APPS,
+    "edge_sdk.cli_upgrade": Layer.APPS,
     "edge_sdk.cli": Layer.APPS,
     "edge_sdk.entry": Layer.APPS,
     "coordinator.errors": Layer.PROTOCOL,
     "coordinator.authoring": Layer.ENGINES,
     "coordinator.aggregation": Layer.ENGINES,
     "coordinator.aggregation.fedbuff": Layer.MACHINES,  # weights on integers, part of the merge plan
+    "coordinator.aggregation.suitability": Layer.MACHINES,  # a table that a genesis is checked against
     "coordinator.validation": Layer.ENGINES,
     "coordinator.validation.commit_reveal": Layer.MACHINES,  # decisions of the application, on integers
     "coordinator.validation.verdict": Layer.MACHINES,
@@ -128,6 +134,8 @@ LAYERS: Final = {
     "coordinator.pruning": Layer.APPS,
     "coordinator.reception": Layer.APPS,
     "coordinator.submission": Layer.APPS,
+    "coordinator.codec_choice": Layer.APPS,
+    "coordinator.task_form": Layer.APPS,
     "coordinator.upload_form": Layer.APPS,
     "coordinator.worker": Layer.APPS,
     "coordinator.demo": Layer.APPS,
@@ -193,7 +201,7 @@ OUTSIDE_ALLOWED: Final = {
 
 BASE_INSTALL: Final = frozenset({"numpy", "onnxruntime", "paho", "cryptography", "cbor2"})
 # Optional training backends, each an extra.
-BACKENDS: Final = frozenset({"torch", "ai_edge_litert"})
+BACKENDS: Final = frozenset({"torch", "ai_edge_litert", "tflite_runtime"})
 HEAVY: Final = frozenset({"numpy", "onnxruntime"}) | BACKENDS
 TRAINING: Final = "edge_sdk.training"
 DYNAMIC: Final = ("importlib", "importlib.import_module", "importlib.util", "importlib.machinery", "runpy")

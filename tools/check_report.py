@@ -58,7 +58,12 @@ CONTRACT: Final[Mapping[str, Any]] = {
     },
     "hostile": {"published": Kind.COUNT, "merged": Kind.COUNT},
     "refused_honest": Kind.NUMBER,
-    "bytes": {"payload_mean": Kind.NUMBER, "envelope_mean": Kind.NUMBER, "fp32_equivalent": Kind.NUMBER},
+    "bytes": {
+        "codec": Kind.TEXT,
+        "payload_mean": Kind.NUMBER,
+        "envelope_mean": Kind.NUMBER,
+        "fp32_equivalent": Kind.NUMBER,
+    },
     "device_rss_mib": {"idle": Kind.NUMBER, "training_peak": Kind.NUMBER, "idle_after": Kind.NUMBER},
     "latency_ms": {
         "publish_to_receipt_p50": Kind.NUMBER,

@@ -35,6 +35,7 @@ from edge_sdk.device import adversary
 from edge_sdk.errors import NonFiniteError
 from edge_sdk.protocol.ids import MinerId
 from edge_sdk.protocol.messages import Codec, ModelParams, Reason, UpdatePayload
+from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.delta import encode_delta
 from edge_sdk.training.quantize import dequantize
@@ -49,6 +50,7 @@ SERVER_RATE_Q16: Final = 1 << 16
 SPEED_SPREAD: Final = 0.3
 """Deviation of the logarithm of the devices' speeds."""
 PRESET: Final = PRESETS["idx"]
+FORM: Final = UpdateForm(codec=Codec.INT8_DENSE)
 BAR: Final = 0.02
 
 
@@ -114,7 +116,7 @@ class Fleet:
                 None if kind else self.residuals[device],
                 self.artifact.network.tensors,
                 clip_norm=adversary.clip_norm(kind, PRESET.clip_norm),
-                codec=Codec.INT8_DENSE,
+                codec=FORM.codec,
             )
         except NonFiniteError:
             return None
@@ -140,6 +142,7 @@ class Fleet:
                     total_weight=fedbuff.total_weight(len(block)),
                     server_rate_q16=SERVER_RATE_Q16,
                     clip_norm_q16=round(PRESET.clip_norm * SERVER_RATE_Q16),
+                    form=FORM,
                 ),
             )
             for number, fold in enumerate(self.folds)

@@ -23,16 +23,14 @@ import numpy as np
 
 from edge_sdk.errors import AggregationError, DecodeError
 from edge_sdk.protocol.limits import ACCUMULATOR_BITS, BLOCK_UPDATES_MAX, MODEL_VALUE_MAX, WEIGHT_SHIFT
-from edge_sdk.protocol.messages import Codec, ModelParams, ModelTensor, Reason, UpdatePayload
-from edge_sdk.training.delta import check_payload
+from edge_sdk.protocol.messages import ModelParams, ModelTensor, Reason, UpdatePayload
+from edge_sdk.training.codecs.reading import UpdateForm, check_payload, read_update
+from edge_sdk.training.codecs.values import BLOCK, SentTensor, Values
 from edge_sdk.training.quantize import channel_scales, integers
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-_TYPES: Final[dict[Codec, np.dtype[Any]]] = {Codec.INT8_DENSE: np.dtype("<i1"), Codec.INT16_DENSE: np.dtype("<i2")}
-_BLOCK: Final = 65_536
-"""Values summed at a time: accumulator and product stay in the second-level cache."""
 _KINDS: Final = (np.int16, np.int32, np.int64)
 _RATE_ONE: Final = 1 << WEIGHT_SHIFT
 _TOTAL_WEIGHT_MAX: Final = BLOCK_UPDATES_MAX << WEIGHT_SHIFT
@@ -40,26 +38,27 @@ _STEP_MAX: Final = 4 * MODEL_VALUE_MAX
 """A mean of updates that fit the model moves no value further than twice its range."""
 
 
-def check_update(params: ModelParams, payload: UpdatePayload, *, codec: Codec) -> None:
+def check_update(params: ModelParams, payload: UpdatePayload, form: UpdateForm) -> None:
     """Check that an update can be merged into a model: form, exponents, and no value beyond ``MODEL_VALUE_MAX``.
 
     Raises:
-        DecodeError: it cannot; ``reason`` is CODEC, SHAPE, EXPONENT or OUT_OF_BOUNDS.
+        DecodeError: it cannot; ``reason`` is CODEC, SHAPE, EXPONENT, MALFORMED or OUT_OF_BOUNDS.
 
-    Cost: O(parameters), usually without a full-width copy.
+    Cost: O(parameters), usually without unfolding the update; never more than a block of it at a time.
     """
-    if payload.codec is not codec:
-        raise DecodeError(f"codec {payload.codec.name}, the task takes {codec.name}", reason=Reason.CODEC)
-    check_payload(payload, params)
-    for sent, tensor in zip(payload.tensors, params.tensors, strict=True):
-        delta = np.frombuffer(sent.values, _TYPES[codec])
-        base = integers(tensor).reshape(-1)
-        shift = sent.exponent - tensor.exponent
-        if _peak(base) + (_peak(delta) << shift) <= MODEL_VALUE_MAX:
+    for sent, tensor in zip(check_payload(payload, params, form), params.tensors, strict=True):
+        if sent is None:
             continue
-        moved = base.astype(np.int64) + np.left_shift(delta.astype(np.int64), shift)
-        if _peak(moved) > MODEL_VALUE_MAX:
-            raise DecodeError(f"tensor {tensor.name}: a value leaves the model's range", reason=Reason.OUT_OF_BOUNDS)
+        base = integers(tensor).reshape(-1)
+        if _peak(base) + (sent.values.peak() << sent.shift) <= MODEL_VALUE_MAX:
+            continue
+        for start in range(0, base.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            moved = base[block].astype(np.int64) + np.left_shift(sent.values[block].astype(np.int64), sent.shift)
+            if _peak(moved) > MODEL_VALUE_MAX:
+                raise DecodeError(
+                    f"tensor {tensor.name}: a value leaves the model's range", reason=Reason.OUT_OF_BOUNDS
+                )
 
 
 def merge(
@@ -67,6 +66,7 @@ def merge(
     updates: Sequence[tuple[int, UpdatePayload]],
     total_weight: int,
     server_rate_q16: int,
+    carried: tuple[int, ...] | None = None,
 ) -> ModelParams:
     """Return the next model.
 
@@ -75,6 +75,7 @@ def merge(
         updates: (weight, payload) of every accepted update, in any order; 0 <= weight.
         total_weight: 0 < W <= 2**24, and at least the sum of the weights.
         server_rate_q16: eta * 2**16, 1..2**16.
+        carried: Positions of the tensors that updates of the task carry, None for all; the others stay as they are.
 
     Raises:
         AggregationError: the plan breaks a bound, or the result leaves the model's range.
@@ -87,11 +88,12 @@ def merge(
         raise AggregationError(f"{len(updates)} updates of weight {sum(weights)} for a total of {total_weight}")
     if not 1 <= server_rate_q16 <= _RATE_ONE:
         raise AggregationError(f"server rate {server_rate_q16} / 2**16 is outside of (0, 1]")
-    for _, payload in updates:
-        check_payload(payload, params)
+    opened = [(weight, read_update(payload, params, carried)) for weight, payload in updates]
     return ModelParams(
         tensors=tuple(
-            _merge_tensor(tensor, _groups(tensor, position, updates), total_weight, server_rate_q16)
+            _merge_tensor(
+                tensor, _groups([(weight, sent[position]) for weight, sent in opened]), total_weight, server_rate_q16
+            )
             for position, tensor in enumerate(params.tensors)
         )
     )
@@ -102,24 +104,22 @@ class _Group:
     """Updates of one weight: coefficient * sum of values_i * 2**shift_i."""
 
     coefficient: int
-    members: tuple[tuple[int, npt.NDArray[Any]], ...]
+    members: tuple[tuple[int, Values], ...]
     """(shift, values as sent), largest shift first, smallest 0."""
     bound: int
     """Largest magnitude that any partial sum of the group can reach, without the coefficient."""
 
 
-def _groups(tensor: ModelTensor, position: int, updates: Sequence[tuple[int, UpdatePayload]]) -> tuple[_Group, ...]:
+def _groups(updates: Sequence[tuple[int, SentTensor | None]]) -> tuple[_Group, ...]:
     """Sort the updates of one tensor by weight, without those that add nothing.
 
     Most updates of a block are equally stale, so one multiplication serves many of them.
     """
-    by_weight: defaultdict[int, list[tuple[int, int, npt.NDArray[Any]]]] = defaultdict(list)
-    for weight, payload in updates:
-        sent = payload.tensors[position]
-        values = np.frombuffer(sent.values, _TYPES[payload.codec])
-        peak = _peak(values)
-        if weight and peak:
-            by_weight[weight].append((sent.exponent - tensor.exponent, peak, values))
+    by_weight: defaultdict[int, list[tuple[int, int, Values]]] = defaultdict(list)
+    for weight, sent in updates:
+        peak = sent.values.peak() if sent is not None and weight else 0
+        if sent is not None and peak:
+            by_weight[weight].append((sent.shift, peak, sent.values))
     groups = []
     for weight, found in by_weight.items():
         found.sort(key=lambda member: -member[0])
@@ -142,8 +142,8 @@ def _merge_tensor(
         raise AggregationError(f"tensor {tensor.name}: the sum of the updates may overflow ({bound})")
     result = integers(tensor).reshape(-1).astype("<i4")  # a copy: the model's own bytes stay
     kind = _narrowest(_peak(result) + bound // total_weight + 1)
-    for start in range(0, result.size if groups else 0, _BLOCK):
-        block = slice(start, min(start + _BLOCK, result.size))
+    for start in range(0, result.size if groups else 0, BLOCK):
+        block = slice(start, min(start + BLOCK, result.size))
         merged = _steps(groups, block, bound, total_weight, server_rate_q16).astype(kind, copy=False)
         merged += result[block]
         if _peak(merged) > MODEL_VALUE_MAX:

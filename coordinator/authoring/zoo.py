@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.output_layer import train_output_only
 from coordinator.authoring.parameters import to_tensor
 from coordinator.authoring.recipes.classifiers import cnn1d, dscnn, lenet, mlp
 from coordinator.authoring.recipes.layers import Layers, fan_in
@@ -103,12 +104,17 @@ def build(
     batch: int,
     scheme: Scheme = Scheme.INT8,
     seed: int,
+    is_output_only: bool = False,
 ) -> tuple[Artifact, ModelParams]:
     """Artifact and genesis parameters of a recipe; the same seed gives the same bytes.
+
+    ``is_output_only`` freezes every layer but the last.
 
     Raises:
         ConfigError: unknown recipe, or one that does not take this input shape.
     """
     forward = network(model, input_shape, class_count)
+    if is_output_only:
+        forward = train_output_only(forward)
     artifact = build_artifact(model, forward, batch=batch, scheme=scheme)
     return artifact, genesis_params(forward.tensors, seed=seed, gains=genesis_gains(forward))

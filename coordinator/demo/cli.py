@@ -92,7 +92,7 @@ def _run(fleet: Fleet, processes: Processes, origin_s: float) -> tuple[Superviso
     closing_s = min(CLOSING_S, CLOSING_SHARE_MAX * options.max_seconds)
     title = (
         f"flchain demo: {options.dataset}, {options.model}, {options.devices} devices, {options.miners} miners, "
-        f"{options.partition}, hostile {options.byzantine}, broker {fleet.broker_kind.value}"
+        f"{options.partition}, {options.codec}, hostile {options.byzantine}, broker {fleet.broker_kind.value}"
     )
     with (
         contextlib.closing(observer),

@@ -65,6 +65,7 @@ def gather_facts(
         wall_s=0.0,
         start_ns=start_ns,
         curve=[(point.seconds, point.version, point.accuracy) for point in curve],
+        codec=str(options.codec),
         parameter_count=sum(math.prod(tensor.shape) for tensor in fleet.material.params.tensors),
         baseline=baseline,
         audit=counts,

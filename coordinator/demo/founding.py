@@ -21,6 +21,7 @@ from coordinator.demo.workspace import Workspace
 from coordinator.enrolment.authority import Authority, miner_user, private_pem
 from coordinator.enrolment.claims import ClaimStore
 from coordinator.setup import build_genesis
+from coordinator.task_form import fit_task
 from edge_sdk.adapters.durable_files import PRIVATE_MODE, make_private_directory, write_file
 from edge_sdk.adapters.keys import create_key
 from edge_sdk.adapters.system_clock import SystemClock
@@ -28,6 +29,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.digest import genesis_digest
 from edge_sdk.protocol.ids import ChainId, TaskId
+from edge_sdk.protocol.limits import SPSA_CODES_MAX
 from edge_sdk.protocol.messages import Algorithm, Codec, Genesis, MinerRecord, TaskParams
 
 PHASE_S: Final = 3.0
@@ -134,7 +136,6 @@ def found(options: Options, workspace: Workspace, material: Material, broker_kin
 
 
 def _genesis(options: Options, workspace: Workspace, material: Material, miners: Sequence[MinerPlace]) -> Genesis:
-    preset = options.preset
     registrar = create_key(workspace.root / "ca" / "registrar.pem", Algorithm.EDDSA)
     records = tuple(
         MinerRecord(
@@ -151,27 +152,34 @@ def _genesis(options: Options, workspace: Workspace, material: Material, miners:
         created_s=SystemClock().time_s(),
         miners=records,
         registrar=registrar.public_key,
-        params=TaskParams(
-            block_size=options.block_size,
-            tau_ms=round(options.tau_s * MILLI),
-            phase_ms=round(PHASE_S * MILLI),
-            reveal_extensions_max=REVEAL_EXTENSIONS,
-            staleness_max=preset.staleness_max,
-            margin_permille=preset.margin_permille,
-            method="fedbuff",
-            server_rate_q16=Q16,
-            clip_norm_q16=round(preset.clip_norm * Q16),
-            codec=Codec.INT8_DENSE,
-            expiry_heights=EXPIRY_HEIGHTS,
-            certificate_ttl_s=CERTIFICATE_TTL_S,
-            local_steps=preset.local_steps,
-            batch=material.artifact.batch,
-            learning_rate_q24=round(preset.learning_rate * Q24),
-            example_count_max=len(material.data.y_train),
-        ),
+        params=fit_task(_rules(options, material), material.artifact),
         artifact=material.artifact.data,
         model=material.params,
         author=material.artifact.author,
+    )
+
+
+def _rules(options: Options, material: Material) -> TaskParams:
+    preset, codec = options.preset, options.codec
+    is_spsa = codec.codec is Codec.SPSA
+    return TaskParams(
+        block_size=options.block_size,
+        tau_ms=round(options.tau_s * MILLI),
+        phase_ms=round(PHASE_S * MILLI),
+        reveal_extensions_max=REVEAL_EXTENSIONS,
+        staleness_max=preset.staleness_max,
+        margin_permille=preset.margin_permille,
+        method="fedbuff",
+        server_rate_q16=Q16,
+        clip_norm_q16=round(preset.clip_norm * Q16),
+        codec=codec.codec,
+        expiry_heights=EXPIRY_HEIGHTS,
+        certificate_ttl_s=CERTIFICATE_TTL_S,
+        local_steps=SPSA_CODES_MAX if is_spsa else preset.local_steps,
+        batch=material.artifact.batch,
+        learning_rate_q24=round((preset.spsa_learning_rate if is_spsa else preset.learning_rate) * Q24),
+        example_count_max=len(material.data.y_train),
+        top_share_q16=codec.top_share_q16,
     )
 
 

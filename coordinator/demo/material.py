@@ -69,7 +69,12 @@ def load_data_and_model(options: Options) -> tuple[LabelledData, Artifact, Model
         own = load_own_model(path)
         return fit_data(own.artifact, data, model=path), own.artifact, own.params
     artifact, params = zoo.build(
-        options.model, data.input_shape, data.class_count, batch=options.preset.batch, seed=options.seed
+        options.model,
+        data.input_shape,
+        data.class_count,
+        batch=options.preset.batch,
+        seed=options.seed,
+        is_output_only=options.codec.is_output_only,
     )
     return data, artifact, params
 

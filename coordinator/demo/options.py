@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
 from coordinator.authoring.zoo import CLASSIFIERS
+from coordinator.codec_choice import EXPECTED, INT8, CodecChoice, parse_codec
 from coordinator.datasets.partition import Partition, parse_partition
 from coordinator.demo.presets import (
     DATASETS,
@@ -21,6 +22,7 @@ from coordinator.demo.presets import (
 from coordinator.own_model import is_artifact_file
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.limits import BLOCK_UPDATES_MAX
+from edge_sdk.protocol.messages import Codec
 from firmware_profiles.profile import board_ids
 
 _T = TypeVar("_T")
@@ -76,6 +78,8 @@ class Options:
     broker: str
     is_live: bool
     preset: Preset
+    codec: CodecChoice = INT8
+    """How updates are written."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -109,6 +113,9 @@ def parse(argv: Sequence[str]) -> Options:
         _check_range("--rounds", found.rounds, 1, 2**31)
     if found.target is not None:
         _check_range("--target", found.target, 0.0, 1.0)
+    codec = parse_codec(found.codec)
+    byzantine = _byzantine(found.byzantine, devices)
+    _check_attack(byzantine, codec)
     _check_data(found.dataset, found.data)
     _check_report(found.report)
     return Options(
@@ -120,7 +127,7 @@ def parse(argv: Sequence[str]) -> Options:
         tau_s=tau_s,
         block_size=block_size,
         partition=parse_partition(_filled(found.partition, preset.partition)),
-        byzantine=_byzantine(found.byzantine, devices),
+        byzantine=byzantine,
         board=found.board,
         max_seconds=max_seconds,
         rounds=found.rounds,
@@ -131,6 +138,7 @@ def parse(argv: Sequence[str]) -> Options:
         broker=found.broker,
         is_live=not found.no_live,
         preset=preset,
+        codec=codec,
     )
 
 
@@ -160,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="KIND:N",
         help=f"hostile devices: none, or KIND:N of {', '.join(BYZANTINE_KINDS)} (default: signflip:1)",
     )
+    add("--codec", default="int8", metavar="CODEC", help=f"how updates are written: {EXPECTED} (default: int8)")
     add("--board", choices=board_ids(), default="rpi-4b", help="profile that energy is modelled with", metavar="BOARD")
     add("--max-seconds", type=_number, metavar="S", help="wall time of the whole command")
     add("--rounds", type=_whole, metavar="N", help="stop at this model version")
@@ -216,6 +225,11 @@ def _byzantine(text: str | None, devices: int) -> Byzantine:
     if not 1 <= int(number) <= devices:
         raise ConfigError(f"--byzantine {text}: {expected}")
     return Byzantine(kind, int(number))
+
+
+def _check_attack(byzantine: Byzantine, codec: CodecChoice) -> None:
+    if byzantine.kind == "nullifier" and byzantine.count and codec.codec is Codec.SPSA:
+        raise ConfigError(f"--byzantine {byzantine} with --codec spsa: no message of directions can say that delta")
 
 
 def _check_range(option: str, found: float, low: float, high: float) -> None:

@@ -26,6 +26,8 @@ class Preset:
     """L2 bound of a whole delta."""
     margin_permille: int
     staleness_max: int
+    spsa_learning_rate: float
+    """With ``--codec spsa``: a step changes every parameter, so the stable rate falls with their number."""
     baseline_epochs_max: int
     """Centralized training stops there if it is still rising."""
 
@@ -45,6 +47,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=2.5,
         margin_permille=25,
         staleness_max=8,
+        spsa_learning_rate=0.003,
         baseline_epochs_max=40,
     ),
     "idx": Preset(
@@ -61,6 +64,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=4.0,
         margin_permille=20,
         staleness_max=8,
+        spsa_learning_rate=0.003,
         baseline_epochs_max=6,
     ),
     "hapt": Preset(
@@ -77,6 +81,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=3.0,
         margin_permille=20,
         staleness_max=8,
+        spsa_learning_rate=0.003,
         baseline_epochs_max=30,
     ),
     "npz": Preset(
@@ -93,6 +98,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=3.0,
         margin_permille=25,
         staleness_max=8,
+        spsa_learning_rate=0.003,
         baseline_epochs_max=40,
     ),
 }

@@ -72,6 +72,7 @@ class RunFacts:
     """Monotonic clock at the start of the run."""
     curve: Sequence[tuple[float, int, float]]
     """Seconds, version, test accuracy; the first is the genesis model."""
+    codec: str
     parameter_count: int
     baseline: Baseline
     audit: Audit
@@ -119,6 +120,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         "hostile": {"published": audit.hostile_published, "merged": audit.hostile_merged},
         "refused_honest": round(audit.refused_honest, 4),
         "bytes": {
+            "codec": facts.codec,
             "payload_mean": _mean(audit.payload_bytes),
             "envelope_mean": _mean(audit.envelope_bytes),
             "fp32_equivalent": facts.parameter_count * FP32_BYTES,

@@ -123,7 +123,8 @@ class Derivation:
                 (entry.weight, wire.from_bytes(UpdatePayload, self._blobs.get(entry.blob_digest)))
                 for entry in plan.entries
             ]
-            self._params = merge(self._params, updates, plan.total_weight, plan.server_rate_q16)
+            carried = self.app.genesis.params.carried
+            self._params = merge(self._params, updates, plan.total_weight, plan.server_rate_q16, carried)
         if model_root(self._params) != self.roots[plan.version]:
             table = f"blocks, index {plan.block_index}"
             raise self._places.corrupt_table(table, "the merge does not give the certified model root", height)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
+from coordinator.aggregation.suitability import FAMILIES, objection
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.certificate import quorum_power
 from edge_sdk.protocol.digest import miner_set_hash
 from edge_sdk.protocol.ids import MinerId
 from edge_sdk.protocol.messages import Genesis, PublicKey
 
-METHODS: Final = ("fedbuff",)
+METHODS: Final = tuple(FAMILIES)
 """Aggregation rules that exist."""
 
 
@@ -49,3 +50,6 @@ def check_genesis(genesis: Genesis) -> None:
     """
     if genesis.params.method not in METHODS:
         raise ConfigError(f"genesis: method = {genesis.params.method!r}: expected one of {', '.join(METHODS)}")
+    reason = objection(FAMILIES[genesis.params.method], genesis.params.codec)
+    if reason is not None:
+        raise ConfigError(f"genesis: method {genesis.params.method} with codec {genesis.params.codec.name}: {reason}")

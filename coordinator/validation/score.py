@@ -23,13 +23,14 @@ from coordinator.aggregation.merge import check_update
 from edge_sdk.errors import DecodeError, NonFiniteError
 from edge_sdk.protocol.limits import CLASS_SCORES_MAX, SCORE_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
 from edge_sdk.protocol.messages import ModelParams, Scores, UpdatePayload
-from edge_sdk.training.delta import decode_floats
+from edge_sdk.training.delta import decode_floats, l2_norm
 from edge_sdk.training.quantize import dequantize
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
     from coordinator.validation.folds import Fold
+    from edge_sdk.training.codecs.reading import UpdateForm
     from edge_sdk.training.trainer import Evaluation, Trainer
 
 NORM_TOLERANCE: Final = 1.02
@@ -58,6 +59,7 @@ def score_block(
     total_weight: int,
     server_rate_q16: int,
     clip_norm_q16: int,
+    form: UpdateForm,
 ) -> Scores:
     """Score a model and every update of a block.
 
@@ -69,6 +71,7 @@ def score_block(
         total_weight: W of the merge if all of them are accepted, > 0.
         server_rate_q16: eta_g of the merge, times 2**16.
         clip_norm_q16: L2 bound that devices are to keep, times 2**16.
+        form: Codec and tensors of the task's updates.
 
     Returns:
         Integers per mille; ``SCORE_UNAVAILABLE`` without a blob, ``SCORE_OUT_OF_BOUNDS`` for one that does not fit the
@@ -82,7 +85,7 @@ def score_block(
     for update in updates:
         share = update.weight / total_weight * (server_rate_q16 / _Q16)
         score, evaluation = _score_update(
-            trainer, fold, base, values, update, share=share, norm_max=clip_norm_q16 / _Q16 * NORM_TOLERANCE
+            trainer, fold, base, values, update, share=share, norm_max=clip_norm_q16 / _Q16 * NORM_TOLERANCE, form=form
         )
         scores.append(score)
         classes.append(bytes([CLASS_ABSENT]) * len(classes[0]) if evaluation is None else _recalls(evaluation))
@@ -98,6 +101,7 @@ def _score_update(
     *,
     share: float,
     norm_max: float,
+    form: UpdateForm,
 ) -> tuple[int, Evaluation | None]:
     if not update.is_available:
         return SCORE_UNAVAILABLE, None
@@ -106,16 +110,15 @@ def _score_update(
     try:
         # A merge that fails fails for every miner, and then the block is never certified: refuse its cause here. The
         # check is exact, so all honest miners say the same and the median with them, however harmless the loss is.
-        check_update(base, update.payload, codec=update.payload.codec)
-        delta = decode_floats(update.payload, base)
+        check_update(base, update.payload, form)
+        delta = decode_floats(update.payload, base, form.carried)
     except DecodeError:
         return SCORE_OUT_OF_BOUNDS, None
-    norm = math.sqrt(math.fsum(float(np.square(part, dtype=np.float64).sum()) for part in delta.values()))
-    if not norm <= norm_max:
+    if not l2_norm(delta) <= norm_max:
         return SCORE_OUT_OF_BOUNDS, None
     try:
         merged = {name: values[name] + part * np.float32(share) for name, part in delta.items()}
-        evaluation = trainer.evaluate(merged, fold.x, fold.y)
+        evaluation = trainer.evaluate({**values, **merged}, fold.x, fold.y)
     except NonFiniteError:
         return SCORE_OUT_OF_BOUNDS, None
     return _permille(evaluation), evaluation

@@ -6,7 +6,11 @@ Sources: sign flip and scaling as in Blanchard et al. 2017 (arXiv:1703.02757); l
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
+
+from edge_sdk.protocol.messages import UpdatePayload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,3 +65,32 @@ def corrupt_delta(kind: str, delta: Arrays, base: Arrays, rng: np.random.Generat
             return {name: rng.normal(0.0, 1.0, value.shape).astype(value.dtype) for name, value in delta.items()}
         case _:
             return delta
+
+
+def corrupt_probes(kind: str, payload: UpdatePayload, rng: np.random.Generator) -> UpdatePayload:
+    """What the device publishes instead of its SPSA message; a nullifier's delta is none that such a message can say.
+
+    Args:
+        kind: Of ``[behaviour] byzantine``; those that act elsewhere leave the message as it is.
+        payload: Of the finished job.
+        rng: For the randomizer.
+    """
+    from edge_sdk.training.codecs.spsa import CODE_MAX, CODES_PER_OCTAVE, Probes, read_probes
+
+    (message,) = payload.tensors
+    probes, louder = read_probes(message.values), round(math.log2(SCALE) * CODES_PER_OCTAVE)
+
+    def scaled(code: int) -> int:
+        return int(math.copysign(min(abs(code) + louder, CODE_MAX), code)) if code else 0
+
+    match kind:
+        case "signflip":
+            codes = tuple(-scaled(code) for code in probes.codes)
+        case "scaled":
+            codes = tuple(scaled(code) for code in probes.codes)
+        case "randomizer":
+            codes = tuple(int(code) for code in rng.choice((-CODE_MAX, CODE_MAX), len(probes.codes)))
+        case _:
+            return payload
+    values = Probes(probes.seed, codes).to_bytes()
+    return replace(payload, tensors=(replace(message, values=values),))

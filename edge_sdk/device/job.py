@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING, Any, Final
 from edge_sdk.adapters import failpoints
 from edge_sdk.adapters.durable_files import make_private_directory, read_file, write_file
 from edge_sdk.adapters.slots import decode_model
-from edge_sdk.device import adversary
+from edge_sdk.device import adversary, encoding
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.errors import CorruptStoreError, DecodeError, EdgeFLError, TrainingError
 from edge_sdk.protocol import codec, cose
 from edge_sdk.protocol.digest import sha256, update_digest
 from edge_sdk.protocol.ids import Digest, check_digest
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX, BLOB_BYTES_MAX
-from edge_sdk.protocol.messages import Domain, EnergyQuality, Genesis, ModelParams, UpdateManifest, UpdatePayload
-from edge_sdk.protocol.wire import from_bytes, to_bytes
+from edge_sdk.protocol.messages import Domain, EnergyQuality, Genesis, ModelParams, UpdateManifest
+from edge_sdk.protocol.wire import to_bytes
 
 if TYPE_CHECKING:
+    from edge_sdk.device.encoding import JobTrainer
     from edge_sdk.training.artifact import Artifact
     from edge_sdk.training.dataset import ArrayDataset
     from edge_sdk.training.trainer import Trainer
@@ -137,7 +138,7 @@ class Trainers:
         """Set while the governor lets a job run."""
         self.gate.set()
         self._artifact: Artifact | None = None
-        self._trainer: Trainer | None = None
+        self._trainer: JobTrainer | None = None
         self._base: ModelParams | None = None
         self._examples = 0
         self._trained_ms = 0
@@ -194,7 +195,14 @@ class Trainers:
         artifact = self._load_artifact()
         dataset = self._load_dataset(artifact)
         adversary.corrupt_dataset(self._config.byzantine, dataset, artifact.network.class_count)
-        trainer = self._new_trainer(artifact)
+        trainer = encoding.new_trainer(
+            artifact,
+            self._genesis.params,
+            backend=self._config.backend,
+            device_id=self._config.device_id,
+            root=base.root,
+            kind=self._config.byzantine,
+        )
         trainer.load(self._base)
         self._trainer, self._trained_ms, self._examples = trainer, 0, len(dataset)
         self._restore(trainer)
@@ -222,22 +230,17 @@ class Trainers:
         """
         import numpy as np
 
-        from edge_sdk.training.delta import encode_delta, pack_residual, unpack_residual
-        from edge_sdk.training.quantize import dequantize
-
         trainer = self._trainer
         if trainer is None or self._base is None:
             raise TrainingError("no finished job")
-        params, kind = self._genesis.params, self._config.byzantine
-        specs = trainer.artifact.network.tensors
-        rng = np.random.default_rng(self._seed(base))
-        delta = adversary.corrupt_delta(kind, trainer.delta(), dequantize(self._base), rng)
-        encoded = encode_delta(
-            delta,
-            None if residual is None else unpack_residual(residual, specs),
-            specs,
-            clip_norm=adversary.clip_norm(kind, params.clip_norm_q16 / Q16),
-            codec=params.codec,
+        params = self._genesis.params
+        encoded = encoding.encode(
+            trainer,
+            self._base,
+            params,
+            residual=residual,
+            kind=self._config.byzantine,
+            rng=np.random.default_rng(self._seed(base)),
         )
         blob = to_bytes(encoded.payload)
         manifest = UpdateManifest(
@@ -272,7 +275,7 @@ class Trainers:
             expiry_height=expiry_height,
             envelope=envelope,
             blob=blob,
-            residual=pack_residual(encoded.residual, specs),
+            residual=encoded.residual,
         )
 
     def returned_residual(self, residual: bytes | None, blob: bytes, model: ModelParams) -> bytes:
@@ -281,20 +284,9 @@ class Trainers:
         Raises:
             DecodeError: stored bytes do not fit the artifact.
         """
-        import numpy as np
-
-        from edge_sdk.training.delta import decode_floats, pack_residual, unpack_residual
-
-        specs = self._load_artifact().network.tensors
-        total = decode_floats(from_bytes(UpdatePayload, blob, bytes_max=BLOB_BYTES_MAX), model)
-        if residual is not None:
-            kept = unpack_residual(residual, specs)
-            total = {name: value + kept[name] for name, value in total.items()}
-        norm = float(np.sqrt(sum(float(np.square(value, dtype=np.float64).sum()) for value in total.values())))
-        bound = self._genesis.params.clip_norm_q16 / Q16
-        if norm > bound:
-            total = {name: value * np.float32(bound / norm) for name, value in total.items()}
-        return pack_residual(total, specs)
+        return encoding.returned_residual(
+            self._load_artifact(), self._genesis.params, residual=residual, blob=blob, model=model
+        )
 
     def release(self) -> None:
         """Give back what training held."""
@@ -304,7 +296,7 @@ class Trainers:
 
     # --- inside ---
 
-    def pace(self, trainer: Trainer, clock: _Pacer) -> None:
+    def pace(self, trainer: JobTrainer, clock: _Pacer) -> None:
         """After each step: save, wait while paused, stop."""
         if clock.is_checkpoint_due(self._config.checkpoint_s):
             self._checkpoint(trainer)
@@ -323,10 +315,10 @@ class Trainers:
             self._stopping.wait(extra_s)
         self._trained_ms += round((duration_s + extra_s) * 1_000)
 
-    def _checkpoint(self, trainer: Trainer) -> None:
+    def _checkpoint(self, trainer: JobTrainer) -> None:
         self.files.save_state(trainer.state_bytes(), self._trained_ms)
 
-    def _restore(self, trainer: Trainer) -> None:
+    def _restore(self, trainer: JobTrainer) -> None:
         saved = self.files.saved_state()
         if saved is None:
             return
@@ -350,11 +342,13 @@ class Trainers:
             if data is None:
                 raise TrainingError(f"{self._config.artifact_file}: there is no artifact")
             try:
-                self._artifact = Artifact.load(
+                artifact = Artifact.load(
                     data, digest=self._genesis.artifact_digest, author=self._genesis.artifact_author
                 )
             except DecodeError as error:
                 raise TrainingError(f"{self._config.artifact_file}: {error}") from error
+            encoding.check_form(artifact, self._genesis.params)
+            self._artifact = artifact
         return self._artifact
 
     def _load_dataset(self, artifact: Artifact) -> ArrayDataset:
@@ -377,7 +371,7 @@ class Trainers:
 class _Pacer:
     """``on_step`` of a job: counts time between steps without the pauses."""
 
-    def __init__(self, trainers: Trainers, trainer: Trainer) -> None:
+    def __init__(self, trainers: Trainers, trainer: JobTrainer) -> None:
         self._trainers = trainers
         self._trainer = trainer
         self._step_s = self._saved_s = time.monotonic()

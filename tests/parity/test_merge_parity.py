@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from coordinator.aggregation import fedbuff
-from coordinator.aggregation.merge import _BLOCK, merge
+from coordinator.aggregation.merge import merge
 from edge_sdk.protocol.messages import Codec, ModelParams, ModelTensor, PayloadTensor, UpdatePayload
+from edge_sdk.training.codecs.values import BLOCK
 from edge_sdk.training.quantize import integers
 from tests.parity.reference.merge import merge_values
 
@@ -39,7 +40,7 @@ def test_merge_equals_the_equation(
     codec: Codec, rate: int, weights: list[int], shifts: list[int], total_weight: int
 ) -> None:
     kind, rng = KINDS[codec], np.random.default_rng(sum(shifts))
-    size = _BLOCK + 37  # two blocks
+    size = BLOCK + 37  # two blocks
     low, high = np.iinfo(kind).min, np.iinfo(kind).max
     base = rng.integers(-(1 << 27), 1 << 27, size).astype("<i4")
     values = [rng.integers(low, high, size, endpoint=True).astype(kind) for _ in weights]
@@ -63,6 +64,6 @@ def test_merge_equals_the_equation(
     ]
     found = integers(merge(params, updates, total_weight, rate).tensors[0])
     # Both ends, the seam between the blocks, and some in between.
-    places = np.unique([*range(50), *range(_BLOCK - 50, size), *rng.integers(0, size, 2_000)])
+    places = np.unique([*range(50), *range(BLOCK - 50, size), *rng.integers(0, size, 2_000)])
     plain = [(w, s, v[places].tolist()) for w, s, v in zip(weights, shifts, values, strict=True)]
     assert found[places].tolist() == merge_values(base[places].tolist(), plain, total_weight, rate)

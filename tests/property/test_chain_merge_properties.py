@@ -15,6 +15,7 @@ from edge_sdk.errors import DecodeError
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX
 from edge_sdk.protocol.messages import Codec, ModelParams, ModelTensor, PayloadTensor, UpdatePayload
 from edge_sdk.protocol.model import model_root
+from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.quantize import integers
 
 SIZE = 5
@@ -82,10 +83,10 @@ def test_checked_updates_never_leave_the_range(base: list[int], drawn: list[Draw
         payload = payload_of(item, Codec.INT8_DENSE)
         moved = [start + (value << item[1]) for start, value in zip(base, item[2], strict=True)]
         if max(map(abs, moved)) <= MODEL_VALUE_MAX:
-            check_update(params, payload, codec=Codec.INT8_DENSE)
+            check_update(params, payload, UpdateForm(codec=Codec.INT8_DENSE))
             fitting.append((item[0], payload))
         else:
             with pytest.raises(DecodeError):
-                check_update(params, payload, codec=Codec.INT8_DENSE)
+                check_update(params, payload, UpdateForm(codec=Codec.INT8_DENSE))
     if sum(weight for weight, _ in fitting):
         merge(params, fitting, len(fitting) << 16, rate)

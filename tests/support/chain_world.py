@@ -37,6 +37,7 @@ from edge_sdk.protocol.messages import (
     Verdict,
 )
 from edge_sdk.protocol.model import model_root
+from edge_sdk.training.codecs.reading import UpdateForm
 from tests.support.chain import CREATED_S, SALT, Names, toy_payload
 
 PATIENCE_STEPS = 4
@@ -183,7 +184,7 @@ class MinerTwin:
         """Stands for a fold: hostile devices score low, honest ones about the base, each miner a little different."""
         try:
             payload = wire.from_bytes(UpdatePayload, blob)
-            check_update(world.model(self, self.app.state.version), payload, codec=Codec.INT8_DENSE)
+            check_update(world.model(self, self.app.state.version), payload, UpdateForm(codec=Codec.INT8_DENSE))
         except DecodeError:
             return SCORE_OUT_OF_BOUNDS
         noise = sha256(self.miner_id.encode(), blob)[0] % 7

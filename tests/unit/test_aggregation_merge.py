@@ -13,6 +13,7 @@ from edge_sdk.errors import AggregationError, DecodeError
 from edge_sdk.protocol.limits import BLOCK_UPDATES_MAX, EXPONENT_SPAN_MAX, MODEL_VALUE_MAX
 from edge_sdk.protocol.messages import Codec, ModelParams, ModelTensor, PayloadTensor, Reason, UpdatePayload
 from edge_sdk.protocol.model import check_params
+from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.quantize import channel_scales, integers
 from tests.support.chain import toy_model, toy_payload
 
@@ -150,12 +151,12 @@ def test_a_sum_that_might_overflow_is_refused_before_it_is_computed() -> None:
 )
 def test_updates_that_cannot_be_merged(payload: UpdatePayload, reason: Reason) -> None:
     with pytest.raises(DecodeError) as caught:
-        check_update(flat([0, 5]), payload, codec=Codec.INT8_DENSE)
+        check_update(flat([0, 5]), payload, UpdateForm(codec=Codec.INT8_DENSE))
     assert caught.value.reason is reason
 
 
 def test_the_range_is_judged_by_value_not_by_peak() -> None:
     params = flat([MODEL_VALUE_MAX, 0])
-    check_update(params, delta([-1, 1]), codec=Codec.INT8_DENSE)
+    check_update(params, delta([-1, 1]), UpdateForm(codec=Codec.INT8_DENSE))
     with pytest.raises(DecodeError):
-        check_update(params, delta([1, 0]), codec=Codec.INT8_DENSE)
+        check_update(params, delta([1, 0]), UpdateForm(codec=Codec.INT8_DENSE))

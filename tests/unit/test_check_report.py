@@ -35,7 +35,7 @@ def good_report() -> dict[str, Any]:
         },
         "hostile": {"published": 9, "merged": 0},
         "refused_honest": 0.02,
-        "bytes": {"payload_mean": 17300.0, "envelope_mean": 420.0, "fp32_equivalent": 69000},
+        "bytes": {"codec": "int8", "payload_mean": 17300.0, "envelope_mean": 420.0, "fp32_equivalent": 69000},
         "device_rss_mib": {"idle": 41.0, "training_peak": 92.0, "idle_after": 71.0},
         "latency_ms": {
             "publish_to_receipt_p50": 14.0,

@@ -28,6 +28,7 @@ from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import Digest, MinerId
 from edge_sdk.protocol.messages import Codec, Reason
 from edge_sdk.protocol.model import model_root
+from edge_sdk.training.codecs.reading import UpdateForm
 from tests.support.chain import Names, toy_payload
 
 PEER = MinerId("miner-1")
@@ -201,12 +202,13 @@ def test_genesis_names_its_model(tmp_path: Path) -> None:
 
 def test_form_of_an_upload() -> None:
     names = Names()
-    check = upload_check(names.model)
+    form = UpdateForm.of_task(names.genesis.params)
+    check = upload_check(names.model, form)
     payload = toy_payload(1)
     blob = wire.to_bytes(payload)
     manifest = names.manifest("device-1", 0)
     assert check(manifest, blob) is Reason.NONE
-    assert len(blob) <= blob_bytes_max(names.model)
+    assert len(blob) <= blob_bytes_max(names.model, form)
     assert check(manifest, blob[:-1]) is Reason.MALFORMED
     assert check(replace(manifest, codec=Codec.INT16_DENSE), blob) is Reason.CODEC
     assert check(manifest, wire.to_bytes(replace(payload, tensors=payload.tensors[::-1]))) is Reason.SHAPE

@@ -33,6 +33,7 @@ from edge_sdk.protocol.digest import sha256, update_digest
 from edge_sdk.protocol.ids import DeviceId, Digest, MinerId
 from edge_sdk.protocol.messages import Outcome, Reason, Receipt, ReceiptStatus, UpdateManifest, Verdict
 from edge_sdk.protocol.topics import Kind
+from edge_sdk.training.codecs.reading import UpdateForm
 from tests.support.chain import CREATED_S, PARAMS, TASK, Names, Runner, scores, signer, toy_payload
 
 MINER = MinerId("miner-0")
@@ -91,7 +92,10 @@ class Site:
             on_status=lambda *_: None,
         )
         ledger = IntakeLedger(app, self.store)
-        pool = Pool(ledger=ledger, check_blob=upload_check(names.model), blob_bytes_max=blob_bytes_max(names.model))
+        form = UpdateForm.of_task(names.genesis.params)
+        pool = Pool(
+            ledger=ledger, check_blob=upload_check(names.model, form), blob_bytes_max=blob_bytes_max(names.model, form)
+        )
         self.reception = Reception(tools, pool, ledger)
         self.messages: asyncio.Queue[Arrived] = asyncio.Queue()
 

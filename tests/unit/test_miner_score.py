@@ -17,6 +17,7 @@ from edge_sdk.errors import AggregationError, TrainingError
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX, SCORE_OUT_OF_BOUNDS, SCORE_UNAVAILABLE
 from edge_sdk.protocol.messages import Codec, ModelParams, UpdatePayload
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.delta import encode_delta
 from edge_sdk.training.network import Scheme
@@ -76,6 +77,7 @@ def score(
         total_weight=WEIGHT * len(updates),
         server_rate_q16=1 << 16,
         clip_norm_q16=round(CLIP * 65_536),
+        form=UpdateForm(codec=Codec.INT8_DENSE),
     )
     return scores.base, scores.updates, scores.classes
 
