@@ -150,11 +150,12 @@ def _status(config: DeviceConfig, _: argparse.Namespace) -> int:
     return 0
 
 
-def _doctor(config: DeviceConfig, _: argparse.Namespace) -> int:
-    from edge_sdk.device.doctor import Level, examine
+def _doctor(config: DeviceConfig, arguments: argparse.Namespace) -> int:
+    from edge_sdk.device.doctor import examine
+    from edge_sdk.device.findings import Level
 
     worst = 0
-    for finding in examine(config):
+    for finding in examine(config, root=arguments.root):
         print(f"{finding.level.value:<4}  {finding.what}: {finding.text}")
         if finding.mend:
             print(f"      -> {finding.mend}")
@@ -180,5 +181,8 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--new-key", action="store_true", help="make a new key: the old one was on two boards")
         else:
             command.set_defaults(new_key=False)
+        if name == "doctor":
+            look = "look at a copy of a board's /sys, /proc, /run and /etc (default: this board)"
+            command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help=look)
         command.add_argument("--verbose", action="store_true", help="log more")
     return parser

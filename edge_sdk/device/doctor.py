@@ -8,17 +8,19 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass
-from enum import Enum
+from pathlib import Path
 from typing import Final
 
 from edge_sdk.adapters import mqtt
+from edge_sdk.adapters.board_facts import BoardFacts
 from edge_sdk.adapters.durable_files import read_file
 from edge_sdk.adapters.enrolment import certificate_life, is_renewal_due
 from edge_sdk.adapters.http_blobs import HttpBlobs
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.system_clock import SystemClock
+from edge_sdk.device.board_checks import examine_board
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.findings import Finding, Level
 from edge_sdk.device.first_boot import CLOCK_BUILD_S
 from edge_sdk.device.inbox import Inbox
 from edge_sdk.device.parts import load_genesis
@@ -36,26 +38,10 @@ ARTIFACT_OF_MINER: Final = "artifact.flm from the operator of a miner"
 MEND_CLOCK: Final = "timedatectl set-ntp true; a board without RTC needs fake-hwclock"
 
 
-class Level(Enum):
-    """How bad a finding is."""
-
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of the diagnosis."""
-
-    level: Level
-    what: str
-    text: str
-    mend: str = ""
-
-
-def examine(config: DeviceConfig) -> Iterator[Finding]:
-    """Yield one finding or more per check, as they are made."""
+def examine(config: DeviceConfig, *, root: Path = Path("/")) -> Iterator[Finding]:
+    """Yield one finding or more per check, as they are made; ``root`` holds the board's sys, proc, run and etc."""
+    state, limit_c = config.work_dir.absolute(), config.limits.temperature_max_c
+    yield from examine_board(BoardFacts(root=root), state=state, temperature_max_c=limit_c)
     genesis: Genesis | None = None
     try:
         genesis = load_genesis(config)
