@@ -1,4 +1,4 @@
-"""``flchain device run|enrol|status|doctor --config FILE``.
+"""``flchain device run|upgrade|enrol|status|doctor --config FILE``.
 
 Exit status: 0 done, 1 it did not work (one line says why), 2 the command line or the configuration is wrong.
 """
@@ -35,6 +35,10 @@ def main(argv: list[str]) -> int:
     Returns:
         Exit status.
     """
+    if argv[:1] == ["upgrade"]:  # is told by a file of its own, which the device's user cannot write
+        from edge_sdk import cli_upgrade
+
+        return cli_upgrade.main(argv[1:])
     arguments = _parser().parse_args(argv)
     log_to_stderr(level=logging.DEBUG if arguments.verbose else logging.INFO)
     commands = {"run": _run, "enrol": _enrol, "rotate-key": _rotate, "status": _status, "doctor": _doctor}
@@ -185,4 +189,5 @@ def _parser() -> argparse.ArgumentParser:
             look = "look at a copy of a board's /sys, /proc, /run and /etc (default: this board)"
             command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help=look)
         command.add_argument("--verbose", action="store_true", help="log more")
+    commands.add_parser("upgrade", help="look for a release of this client, install it, keep it if it is well")
     return parser

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from edge_sdk.adapters import failpoints
 from edge_sdk.errors import ConnectError, TransportError
 from edge_sdk.protocol.ids import Digest
 
@@ -155,6 +156,7 @@ class HttpFiles:
                 if have + received > size_max:
                     raise TransportError(f"sends more than {size_max} bytes")
                 file.write(data)
+                failpoints.hit("http.mid_file")
                 if self._stopping.is_set() or time.monotonic() > deadline_s:
                     raise TransportError("stopped" if self._stopping.is_set() else "took too long")
         return received

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_sdk.adapters import failpoints
-from edge_sdk.errors import CorruptStoreError, LocalProtocolError, StoreError
+from edge_sdk.errors import CorruptStoreError, LocalProtocolError, NewerStateError, StoreError
 from edge_sdk.protocol.ids import ChainId, DeviceId, Digest
 from edge_sdk.protocol.limits import BLOB_BYTES_MAX, SEQ_MAX
 from edge_sdk.protocol.messages import Reason, Receipt, ReceiptStatus, Verdict
@@ -109,6 +109,7 @@ class Outbox:
         """Open the file, or make it.
 
         Raises:
+            NewerStateError: a newer version of this program wrote it.
             CorruptStoreError: SQLite finds it damaged, or it is of another device, chain or task.
             StoreError: it cannot be opened.
         """
@@ -314,6 +315,11 @@ class Outbox:
                 self._db.executemany("INSERT INTO meta (key, text) VALUES (?, ?)", identity.items())
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
             return
+        if version > SCHEMA_VERSION:
+            raise NewerStateError(
+                f"{self._path}: schema {version}, this program knows {SCHEMA_VERSION}: a newer version of it wrote the"
+                " file. Nothing was changed; run that version again"
+            )
         if version != SCHEMA_VERSION:
             raise self._corrupt(f"schema {version}, this program knows {SCHEMA_VERSION}")
         found = dict(self._db.execute("SELECT key, text FROM meta WHERE text IS NOT NULL").fetchall())

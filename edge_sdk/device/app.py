@@ -102,6 +102,7 @@ class Device:
             signal.signal(number, self._on_signal)
         self._worker.start()
         self._step(restored(self._parts, now_ms=self._now_ms()))
+        self._parts.health.write(connected=False)
         self._link.start()
         self._watchdog.ready(f"device {self._config.device_id} of task {self._config.task}")
         try:
@@ -147,6 +148,7 @@ class Device:
                 self._connected(item)
             case mqtt.Disconnected():
                 log.info("session %d at %s ended: %s", item.session, item.broker, item.reason)
+                self._parts.health.write(connected=False)
                 self._actor.link_lost()
                 self._step(e.LinkDown(self._now_ms()))
             case mqtt.Published():
@@ -182,6 +184,7 @@ class Device:
             "kept" if event.is_session_present else "new",
         )
         self._session = event.session
+        self._parts.health.write(connected=True)
         memory = self._parts.sensors.process_memory()
         self._parts.record.mark("memory", moment="connected", rss_kib=memory.rss_kib, peak_kib=memory.peak_kib)
         self._publish_status()

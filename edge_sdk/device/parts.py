@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from edge_sdk.adapters.board_sensors import BoardSensors
 from edge_sdk.adapters.durable_files import make_private_directory, read_file
+from edge_sdk.adapters.health_file import HealthFile
 from edge_sdk.adapters.http_blobs import HttpBlobs
 from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.outbox import Outbox
+from edge_sdk.adapters.quiet import TrainingLock
 from edge_sdk.adapters.run_record import RunRecord
 from edge_sdk.adapters.slots import Slots
 from edge_sdk.adapters.system_clock import SystemClock
@@ -39,6 +41,8 @@ class Parts:
     http: HttpBlobs
     record: RunRecord
     sensors: BoardSensors
+    training_lock: TrainingLock
+    health: HealthFile
     stopping: threading.Event
 
 
@@ -88,5 +92,7 @@ def open_parts(config: DeviceConfig) -> Parts:
         http=HttpBlobs(ca_file=config.miner_ca_file, stopping=stopping),
         record=RunRecord(config.record_file, clock=clock, meter=open_meter(config.meter, config.board_profile)),
         sensors=BoardSensors(metered_file=config.metered_file),
+        training_lock=TrainingLock(config.work_dir),
+        health=HealthFile(config.work_dir),
         stopping=stopping,
     )

@@ -36,6 +36,7 @@ class Tasks:
         self._record = parts.record
         self._sensors = parts.sensors
         self._signer = parts.signer
+        self._training_lock = parts.training_lock
         self._stopping = parts.stopping
         self.staged: SlotModel | None = None
         self.made: MadeUpdate | None = None
@@ -75,7 +76,11 @@ class Tasks:
         return e.ModelTested(self.now_ms(), effect.version)
 
     def train(self, base: PinnedBase) -> e.Event | None:
-        """Run or resume a job."""
+        """Run or resume a job; not while the software of this board is changed."""
+        with self._training_lock.held(self._stopping) as is_free:
+            return self._train(base) if is_free else None
+
+    def _train(self, base: PinnedBase) -> e.Event | None:
         try:
             with self._record.measure("train", base_version=base.version) as span:
                 span.ids["steps"] = self._trainers.train(base)

@@ -1,0 +1,369 @@
+"""One pass of the updater: finish what was begun, look for a release, prepare it, try it, keep it or take it back.
+
+Everything up to the trial happens in the free environment and in the state folder; it may be cut off anywhere, and the
+next pass finds what is there already. From then on the journal says what holds, see ``journal``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import platform
+import pwd
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+from edge_sdk.adapters import failpoints
+from edge_sdk.adapters.durable_files import make_private_directory, read_file
+from edge_sdk.adapters.health_file import read_health
+from edge_sdk.adapters.http_files import HttpFiles
+from edge_sdk.adapters.outbox import SCHEMA_VERSION
+from edge_sdk.adapters.quiet import quiet_time
+from edge_sdk.adapters.system_clock import SystemClock
+from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.first_boot import CLOCK_BUILD_S, must_enrol
+from edge_sdk.errors import ConfigError, StoreError, TransportError, UpgradeError, UpgradeRefusedError
+from edge_sdk.upgrade.config import UpgradeConfig
+from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
+from edge_sdk.upgrade.journal import TRIALS_MAX, JournalFile, Phase
+from edge_sdk.upgrade.metadata import BYTES_MAX, RoleName, Target
+from edge_sdk.upgrade.mirror import Mirror
+from edge_sdk.upgrade.offer import Board, Pass, consider
+from edge_sdk.upgrade.release import TARGET_NAME, Release, WheelSet, read_release
+from edge_sdk.upgrade.service import Service
+from edge_sdk.upgrade.trial import Seen, Trial, Verdict
+
+log: Final = logging.getLogger(__name__)
+
+LOOK_S: Final = 1.0
+SPARE_BYTES: Final = 32 * 1024 * 1024
+"""Left free beside downloads and environment: the device's state grows meanwhile."""
+COMPILED_SHARE: Final = 1.5
+"""Unpacked wheels with their compiled modules, of unpacked wheels alone."""
+_PROBE_CHARS_MAX: Final = 400
+
+
+class Result(Enum):
+    """How a pass ended."""
+
+    NOTHING = "nothing"
+    COMMITTED = "committed"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """End of a pass."""
+
+    result: Result
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A release whose environment is built."""
+
+    release: Release
+    slot: str
+
+
+class Updater:
+    """The updater of one board; one at a time, see ``cli_upgrade``."""
+
+    def __init__(self, config: UpgradeConfig) -> None:
+        """Open what is on the disk.
+
+        Raises:
+            ConfigError: a setting or device.toml is wrong.
+            UpgradeError: the client is not installed in environments of this folder.
+        """
+        self._config = config
+        self._device = DeviceConfig.load(config.device_config)
+        self._environments = Environments(config.environments)
+        self._service = Service(config)
+        make_private_directory(config.state_dir)
+        self._journal_file = JournalFile(config.state_dir / "journal.json")
+        self._journal = self._journal_file.read()
+
+    def run(self) -> Outcome:
+        """Make one pass.
+
+        Raises:
+            EdgeFLError: it could not be made; what ran goes on running.
+        """
+        if self._journal.phase is not Phase.IDLE:
+            log.info("an upgrade to release %d was cut off: %s", self._journal.release, self._journal.phase.value)
+            return self._finish()
+        self._environments.running()
+        prepared = self._prepare()
+        if isinstance(prepared, Pass):
+            return Outcome(Result.NOTHING, prepared.why)
+        return self._try(prepared)
+
+    def status(self) -> dict[str, Any]:
+        """What the journal and the links say."""
+        journal, health = self._journal, read_health(self._device.work_dir)
+        return {
+            "phase": journal.phase.value,
+            "release": journal.release or journal.floor,
+            "version": journal.version,
+            "floor": journal.floor,
+            "held": journal.held,
+            "current": self._environments.target(CURRENT),
+            "committed": self._environments.target(COMMITTED),
+            "device": None
+            if health is None
+            else {"version": health.version, "prefix": str(health.prefix), "connected": health.connected},
+        }
+
+    # --- look and prepare ---
+
+    def _prepare(self) -> Prepared | Pass:
+        """Find, download and build what this board is to run."""
+        if must_enrol(self._device):
+            return Pass("the device is not enrolled yet: a trial could not tell anything")
+        if self._device.metered_file is not None and self._device.metered_file.exists():
+            return Pass("the link is metered")
+        mirror = self._mirror()
+        mirror.refresh()
+        failpoints.hit("upgrade.after_metadata")
+        deadline_s = time.monotonic() + self._config.download_s
+        info = mirror.trusted.target(TARGET_NAME)
+        release = read_release(mirror.fetch(info, timeout_s=self._left_s(deadline_s)).read_bytes())
+        found = consider(release, self._board(), floor=self._journal.floor, held=self._journal.held)
+        if isinstance(found, Pass):
+            return found
+        targets = [mirror.trusted.target(name) for name in found.wheels]
+        mirror.keep_only([info, *targets])
+        slot, marker = self._environments.free(), _marker(release, targets)
+        if not self._environments.is_complete(slot, marker):
+            self._check_room(mirror.missing_bytes(targets), found)
+            wheels = self._download(mirror, targets, deadline_s)
+            self._environments.build(slot, wheels, marker, bytes_max=found.unpacked_bytes)
+            for path in wheels:
+                path.unlink(missing_ok=True)
+        failpoints.hit("upgrade.after_build")
+        return Prepared(release, slot)
+
+    def _mirror(self) -> Mirror:
+        config = self._config
+        anchor = read_file(config.root_file, bytes_max=BYTES_MAX[RoleName.ROOT])
+        if anchor is None:
+            raise ConfigError(f"{config.path}: [upgrade] root_file = {config.root_file}: expected a file")
+        time_s = SystemClock().time_s()
+        if time_s < CLOCK_BUILD_S:
+            raise UpgradeRefusedError(f"clock: {time_s} s since 1970: it was never set", reason="clock")
+        return Mirror(config.state_dir, anchor, HttpFiles(ca_file=config.ca_file), config.urls, time_s=time_s)
+
+    def _board(self) -> Board:
+        return Board(
+            device_id=self._device.device_id,
+            profile=self._device.board_profile,
+            python=f"{sys.version_info.major}.{sys.version_info.minor}",
+            machine=platform.machine(),
+            state_schema=SCHEMA_VERSION,
+        )
+
+    def _download(self, mirror: Mirror, targets: list[Target], deadline_s: float) -> list[Path]:
+        """Bring every wheel under the name that it is unpacked from; smallest first, so that progress shows."""
+        paths = []
+        for target in sorted(targets, key=lambda item: item.length):
+            paths.append(mirror.fetch(target, timeout_s=self._left_s(deadline_s)))
+            log.info("%s: %d bytes, verified", target.name, target.length)
+        return paths
+
+    def _left_s(self, deadline_s: float) -> float:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            text = f"download not complete after {self._config.download_s} s; the next call goes on"
+            raise TransportError(text)
+        return left_s
+
+    def _check_room(self, missing_bytes: int, found: WheelSet) -> None:
+        unpacked = round(found.unpacked_bytes * COMPILED_SHARE)
+        needs = {self._config.state_dir: missing_bytes, self._config.environments: unpacked}
+        if len({path.stat().st_dev for path in needs}) == 1:
+            needs = {self._config.environments: missing_bytes + unpacked}
+        for path, need in needs.items():
+            free = shutil.disk_usage(path).free
+            if free < need + SPARE_BYTES:
+                raise StoreError(f"{path}: {free} bytes free, the upgrade needs {need + SPARE_BYTES}")
+
+    # --- try ---
+
+    def _try(self, prepared: Prepared) -> Outcome:
+        """Wait for quiet, test, decide to try, switch, watch."""
+        state = self._service.state()
+        if state in {"inactive", "deactivating"}:
+            return Outcome(Result.NOTHING, "the device is stopped; its software is not changed meanwhile")
+        health = read_health(self._device.work_dir)
+        if health is not None and not health.connected:
+            return Outcome(Result.NOTHING, "the device has no connection now: a trial could not tell anything")
+        former = self._environments.running()
+        with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s) as is_quiet:
+            if not is_quiet:
+                return Outcome(Result.NOTHING, f"a job still runs after {self._config.quiet_wait_s} s")
+            reason = self._self_test(prepared)
+            if reason is not None:
+                journal = self._journal.failed(prepared.release.number, f"self-test: {reason}", is_final=False)
+                self._journal = self._journal_file.write(journal)
+                return Outcome(Result.FAILED, f"{_named(prepared.release)} failed its self-test: {reason}")
+            failpoints.hit("upgrade.before_trial")
+            begun = self._journal.begin_trial(
+                prepared.release.number, prepared.release.version, slot=prepared.slot, former=former
+            )
+            self._journal = self._journal_file.write(begun.count_trial())
+            failpoints.hit("upgrade.after_trial")
+            self._switch(prepared.slot)
+        return self._watch()
+
+    def _self_test(self, prepared: Prepared) -> str | None:
+        """Run the new client's own test; what is wrong, None when nothing is."""
+        python = self._environments.path(prepared.slot) / "bin" / "python"
+        command = [str(python), "-I", "-m", "edge_sdk.upgrade.probe", str(self._config.device_config.absolute())]
+        user = _user(self._config.user)
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=self._config.test_s,
+                stdin=subprocess.DEVNULL,
+                cwd="/",
+                env={"OMP_NUM_THREADS": "1", "PATH": os.defpath},
+                **user,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            return str(error)[:_PROBE_CHARS_MAX]
+        failpoints.hit("upgrade.after_self_test")
+        if done.returncode:
+            return " ".join(done.stderr.split())[-_PROBE_CHARS_MAX:] or f"status {done.returncode}"
+        try:
+            said = json.loads(done.stdout)
+            found = (said["version"], said["state_schema"])
+        except (ValueError, TypeError, KeyError):
+            return "the self-test printed no result"
+        expected = (prepared.release.version, prepared.release.state_schema)
+        return None if found == expected else f"it is version and schema {found}, the release says {expected}"
+
+    def _switch(self, slot: str) -> None:
+        """Let the service run from an environment, unless it does already."""
+        health = read_health(self._device.work_dir)
+        runs_it = health is not None and health.prefix == self._environments.path(slot)
+        if self._environments.target(CURRENT) == slot and runs_it:
+            return
+        self._service.stop()
+        failpoints.hit("upgrade.after_stop")
+        self._environments.point(CURRENT, slot)
+        failpoints.hit("upgrade.after_link")
+        self._service.start()
+        failpoints.hit("upgrade.after_start")
+
+    # --- finish ---
+
+    def _finish(self) -> Outcome:
+        """Do what the journal says."""
+        match self._journal.phase:
+            case Phase.TRIAL:
+                return self._resume_trial()
+            case Phase.COMMIT:
+                return self._commit()
+            case Phase.ROLLBACK:
+                return self._roll_back()
+            case Phase.IDLE:
+                raise UpgradeError("nothing to finish")
+
+    def _resume_trial(self) -> Outcome:
+        """Start a trial again that was cut off; a release that keeps cutting it off has failed."""
+        if self._journal.trials >= TRIALS_MAX:
+            reason = f"its trial was cut off {self._journal.trials} times"
+            self._journal = self._journal_file.write(self._journal.decide_rollback(reason, is_final=True))
+            return self._roll_back()
+        self._journal = self._journal_file.write(self._journal.count_trial())
+        failpoints.hit("upgrade.after_resume")
+        if self._environments.target(CURRENT) == self._journal.slot:
+            self._switch(self._journal.slot)
+        else:
+            # The power went before the link moved, and the old client runs: it is not stopped in a job either.
+            with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s):
+                self._switch(self._journal.slot)
+        return self._watch()
+
+    def _watch(self) -> Outcome:
+        """Look at the new process until it is well, or is not."""
+        now_s = time.monotonic()
+        trial, verdict = Trial(now_s, self._config.healthy_s, self._config.limit_s), Verdict.OPEN
+        prefix = self._environments.path(self._journal.slot)
+        while verdict is Verdict.OPEN:
+            time.sleep(LOOK_S)
+            failpoints.hit("upgrade.mid_trial")
+            health = read_health(self._device.work_dir)
+            is_new = health is not None and health.prefix == prefix
+            seen = Seen(
+                state=self._service.state(),
+                pid=health.pid if health is not None and is_new else None,
+                sessions=health.sessions if health is not None and is_new else 0,
+            )
+            trial, verdict = trial.look(seen, time.monotonic())
+        match verdict:
+            case Verdict.GOOD:
+                self._journal = self._journal_file.write(self._journal.decide_commit())
+                failpoints.hit("upgrade.after_commit_decision")
+                return self._commit()
+            case Verdict.CRASHED:
+                reason = f"it ended {trial.crashes} times by itself" if trial.crashes else "it did not come up"
+            case _:
+                reason = f"it did not connect within {self._config.limit_s} s"
+        decided = self._journal.decide_rollback(reason, is_final=verdict is Verdict.CRASHED)
+        self._journal = self._journal_file.write(decided)
+        failpoints.hit("upgrade.after_rollback_decision")
+        return self._roll_back()
+
+    def _commit(self) -> Outcome:
+        """Let the updater itself run from the new environment from now on."""
+        self._environments.point(COMMITTED, self._journal.slot)
+        failpoints.hit("upgrade.after_commit_link")
+        self._journal = self._journal_file.write(self._journal.settle())
+        failpoints.hit("upgrade.after_commit")
+        return Outcome(Result.COMMITTED, f"release {self._journal.floor} ({self._journal.version}) is committed")
+
+    def _roll_back(self) -> Outcome:
+        """Return to the former environment; a job of the failed release is not waited for, its checkpoint holds."""
+        release, reason = self._journal.release, self._journal.reason
+        self._switch(self._journal.former)
+        self._journal = self._journal_file.write(self._journal.settle())
+        failpoints.hit("upgrade.after_rollback")
+        return Outcome(Result.FAILED, f"release {release} is rolled back: {reason}")
+
+
+def _marker(release: Release, targets: list[Target]) -> bytes:
+    """Names an environment's content: wheels and their digests, not the percentage of the fleet."""
+    wheels = {target.name: target.sha256.hex() for target in targets}
+    content = json.dumps({"version": release.version, "wheels": wheels}, sort_keys=True)
+    return json.dumps(
+        {"version": release.version, "content": hashlib.sha256(content.encode()).hexdigest()}, sort_keys=True
+    ).encode()
+
+
+def _named(release: Release) -> str:
+    return f"release {release.number} ({release.version})"
+
+
+def _user(name: str) -> dict[str, Any]:
+    """Arguments of subprocess that drop root's rights; none where we have none to drop."""
+    if os.geteuid() != 0:
+        return {}
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError as error:
+        raise ConfigError(f"[upgrade] user = {name!r}: expected a user of this system") from error
+    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}

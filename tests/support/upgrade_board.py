@@ -1,0 +1,96 @@
+"""A board with two environments, a device that runs as a service, and an updater, all of them real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edge_sdk.adapters.health_file import Health, read_health
+from edge_sdk.protocol.messages import Genesis
+from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
+from tests.support.device_process import DeviceProcess, wait_until
+from tests.support.software import Publisher
+
+PROGRAM = Path(__file__).with_name("service_program.py")
+WAIT_S = 60.0
+
+
+class Board:
+    """Folder of one board; the client of ``wheels`` is installed in environment a."""
+
+    def __init__(self, folder: Path, genesis: Genesis, wheels: Path, publisher: Publisher, *, broker_port: int) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.device = DeviceProcess(folder / "device", genesis, broker_port=broker_port)
+        (folder / "environments").mkdir()
+        self.environments = Environments(folder / "environments")
+        self.environments.build("a", sorted(wheels.glob("*.whl")), b"image", bytes_max=2**30)
+        for link in (CURRENT, COMMITTED):
+            self.environments.point(link, "a")
+        self.config = folder / "upgrade.toml"
+        (folder / "root.json").write_bytes(publisher.anchor.read_bytes())
+
+    def configure(self, url: str, *, healthy_s: int = 1, limit_s: int = 60, quiet_wait_s: int = 60) -> None:
+        commands = "".join(
+            f"{name} = {json.dumps([sys.executable, str(PROGRAM), name, str(self.folder)])}\n"
+            for name in ("start", "stop", "state")
+        )
+        self.config.write_text(
+            f'[upgrade]\nurls = ["{url}"]\ndevice_config = "device/device.toml"\n'
+            'environments = "environments"\nstate_dir = "updater"\nuser = "root"\n'
+            f"[service]\n{commands}"
+            f"[trial]\nhealthy_s = {healthy_s}\nlimit_s = {limit_s}\nquiet_wait_s = {quiet_wait_s}\n"
+        )
+
+    def upgrade(self, *, failpoint: str = "", clock_offset_s: int = 0) -> subprocess.CompletedProcess[str]:
+        """One pass of the updater, from the committed environment."""
+        program = self.environments.folder / COMMITTED / "bin" / "flchain"
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
+            "FLCHAIN_FAILPOINT": failpoint,
+            "FLCHAIN_CLOCK_OFFSET_S": str(clock_offset_s),
+            "OMP_NUM_THREADS": "1",
+        }
+        return subprocess.run(
+            [str(program), "device", "upgrade", "--config", str(self.config)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=110,
+        )
+
+    def service(self, command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, str(PROGRAM), command, str(self.folder)], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    def health(self) -> Health | None:
+        return read_health(self.device.folder)
+
+    def status(self) -> Any:
+        return json.loads((self.folder / "updater" / "journal.json").read_text())
+
+    def wait_connected(self, version: str) -> None:
+        def is_well() -> bool:
+            health = self.health()
+            return health is not None and health.version == version and health.connected
+
+        wait_until(is_well, WAIT_S, what=f"a connected device of version {version}; it is {self.health()}")
+
+    @contextmanager
+    def running(self) -> Iterator[Board]:
+        self.service("start")
+        try:
+            yield self
+        finally:
+            self.service("stop")
+
+
+MakeBoard = Callable[..., Board]
