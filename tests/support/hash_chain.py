@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
+import weakref
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +36,7 @@ class HashChain:
         self._behaviour, _, height = behaviour.partition(":")
         self._from_height = int(height) if height else 0
         self._database = sqlite3.connect(database, isolation_level=None)
+        weakref.finalize(self, self._database.close)
         self._database.execute("PRAGMA journal_mode = WAL")
         self._database.execute("PRAGMA synchronous = FULL")
         self._database.execute("CREATE TABLE IF NOT EXISTS state (id INTEGER PRIMARY KEY, height, app_hash, chain_id)")
