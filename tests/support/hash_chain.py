@@ -14,8 +14,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import sqlite3
-import weakref
 import sys
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 
