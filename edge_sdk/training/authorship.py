@@ -8,14 +8,16 @@ other use it.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from edge_sdk.errors import DecodeError, SignatureError
-from edge_sdk.protocol import cose
 from edge_sdk.protocol.ids import ChainId
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import AuthoredArtifact, Domain, PublicKey, Reason
 from edge_sdk.protocol.wire import from_bytes, to_bytes
+
+if TYPE_CHECKING:
+    from edge_sdk.protocol.cose import Signer
 
 ANY_CHAIN: Final = ChainId("any-chain")
 """In the authenticated data, where other signatures name their chain; the domain keeps them apart."""
@@ -25,12 +27,14 @@ _SIGN1_TAG: Final = 0xD2
 """First byte of an envelope; a file without a signature begins with that of a CBOR map."""
 
 
-def sign_artifact(unsigned: bytes, signer: cose.Signer) -> bytes:
+def sign_artifact(unsigned: bytes, signer: Signer) -> bytes:
     """The file with its author's signature.
 
     Raises:
         LocalProtocolError: it would be longer than ``ARTIFACT_BYTES_MAX``.
     """
+    from edge_sdk.protocol import cose  # with cryptography, which a file without a signature need not load: 7 MiB
+
     payload = to_bytes(AuthoredArtifact(author=signer.public_key, artifact=unsigned))
     return cose.sign(payload, signer=signer, domain=Domain.ARTIFACT, chain_id=ANY_CHAIN, sender=AUTHOR)
 
@@ -47,6 +51,8 @@ def open_artifact(data: bytes) -> tuple[bytes, PublicKey | None]:
     """
     if not data or data[0] != _SIGN1_TAG:
         return data, None
+    from edge_sdk.protocol import cose
+
     envelope = cose.peek(data, bytes_max=ARTIFACT_BYTES_MAX)
     authored = from_bytes(AuthoredArtifact, envelope.payload)
     if envelope.sender != AUTHOR:
