@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from coordinator import flatbuffers
 from coordinator.training_bench import STEPS_PER_ROUND, Row, Subject, measure
 from edge_sdk.adapters.durable_files import write_file
 from edge_sdk.errors import ConfigError, EdgeFLError
@@ -37,6 +38,9 @@ copy the folder, and give paths:
 
   elsewhere:    flchain bench train --models mlp,lenet --save DIR
   on the board: flchain bench train --models DIR/*.flm --report rows.json
+
+LiteRT needs a flatbuffer in the artifact: recipes get one where tensorflow is installed (flchain model build --target
+litert writes one too), for fp32 only.
 
 The step that is timed is the backend's, on batches that are ready. Each backend runs in a process of its own, on one
 thread; the processes take turns. A backend that is not installed is left out, and said so.
@@ -136,6 +140,8 @@ def _build(model: str, scheme: str, options: argparse.Namespace, folder: Path) -
     artifact, params = zoo.build(
         model, recipe.input_shape, recipe.outputs, batch=options.batch, scheme=SCHEMES[scheme], seed=_SEED
     )
+    if "litert" in options.backends and artifact.scheme is Scheme.FP32 and flatbuffers.is_available():
+        artifact = flatbuffers.with_flatbuffer(artifact)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{model}-{scheme}{_SUFFIX}"
     write_file(file, artifact.data)

@@ -12,19 +12,33 @@ from coordinator.author_key import ALGORITHMS, PUBLIC_SUFFIX, default_key_file, 
 from coordinator.own_model import PARAMETERS_SUFFIX
 from edge_sdk.adapters.durable_files import write_file
 from edge_sdk.errors import ConfigError
+from edge_sdk.training.network import DIMENSION_MAX
 
 if TYPE_CHECKING:
     from coordinator.authoring.cost import StepCost
+    from coordinator.authoring.import_onnx import Imported
     from edge_sdk.training.artifact import Artifact
 
 LOSSES: Final = ("ce", "mse", "bce")
 BATCH: Final = 32
+TARGETS: Final = ("onnx", "litert")
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}", re.ASCII)
 
 
 def add_parser(build: argparse.ArgumentParser) -> None:
     """Declare the options of ``build``."""
-    build.add_argument("model", type=Path, metavar="MODEL.onnx", help="forward model with one input of floats")
+    source = build.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "model", type=Path, nargs="?", metavar="MODEL.onnx", help="forward model with one input of floats"
+    )
+    source.add_argument(
+        "--from-torch",
+        metavar="FILE.py:NAME",
+        help="instead: a torch module, or what makes one without arguments; the file is run (needs torch)",
+    )
+    build.add_argument(
+        "--input-shape", type=_shape, metavar="N,...", help="of --from-torch: shape of one example, such as 1,28,28"
+    )
     build.add_argument(
         "--loss", required=True, choices=LOSSES, help="softmax or binary cross-entropy of logits, or squared error"
     )
@@ -37,6 +51,13 @@ def add_parser(build: argparse.ArgumentParser) -> None:
     )
     build.add_argument("--batch", type=int, default=BATCH, help=f"examples per step (default: {BATCH})")
     cli_model_training.add_options(build)
+    build.add_argument(
+        "--target",
+        choices=TARGETS,
+        default=TARGETS[0],
+        help="litert: with a flatbuffer for LiteRT and tflite-runtime (float32; needs tensorflow); "
+        f"(default: {TARGETS[0]})",
+    )
     build.add_argument(
         "--key",
         type=Path,
@@ -58,10 +79,10 @@ def build(options: argparse.Namespace) -> int:
     from coordinator.authoring.builder import build_artifact
     from coordinator.authoring.parameters import to_params
     from coordinator.authoring.trainable import with_trainable
-    from coordinator.onnx_files import import_file
+    from coordinator.flatbuffers import with_flatbuffer
     from edge_sdk.protocol import wire
 
-    imported = import_file(options.model, loss=options.loss, smoothing=options.label_smoothing)
+    imported = _import(options)
     network = with_trainable(imported, options.trainable)
     artifact = build_artifact(
         out.stem,
@@ -70,6 +91,8 @@ def build(options: argparse.Namespace) -> int:
         scheme=cli_model_training.scheme(options),
         rule=cli_model_training.update_rule(options),
     )
+    if options.target == "litert":
+        artifact = with_flatbuffer(artifact)
     params = to_params(network.tensors, imported.arrays)
     artifact = _sign(artifact, options.key or default_key_file(), options.key_algorithm)
     parameters_file = out.with_suffix(PARAMETERS_SUFFIX)
@@ -78,9 +101,32 @@ def build(options: argparse.Namespace) -> int:
     for note in imported.notes:
         print(f"note: {note}")
     print(f"{out}: {len(artifact.data)} bytes, sha256 {artifact.digest.hex()}")
-    print(f"{parameters_file}: version 0, the parameters of {options.model}")
+    print(f"{parameters_file}: version 0, the parameters of {options.model or options.from_torch}")
     describe(artifact)
     return 0
+
+
+def _import(options: argparse.Namespace) -> Imported:
+    if options.from_torch is None:
+        if options.input_shape is not None:
+            raise ConfigError("--input-shape belongs to --from-torch: an ONNX model says its own")
+        from coordinator.onnx_files import import_file
+
+        return import_file(options.model, loss=options.loss, smoothing=options.label_smoothing)
+    if options.input_shape is None:
+        raise ConfigError("--from-torch needs --input-shape, the shape of one example, such as 1,28,28")
+    from coordinator.torch_files import import_torch
+
+    return import_torch(
+        options.from_torch, input_shape=options.input_shape, loss=options.loss, smoothing=options.label_smoothing
+    )
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sizes = text.split(",")
+    if not all(size.isdecimal() and 1 <= int(size) <= DIMENSION_MAX for size in sizes):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected sizes 1..{DIMENSION_MAX} such as 1,28,28")
+    return tuple(map(int, sizes))
 
 
 def _sign(artifact: Artifact, key_file: Path, algorithm: str) -> Artifact:
@@ -100,6 +146,8 @@ def describe(artifact: Artifact) -> None:
     print(f"signed by {artifact.authored_by}")
     print(f"input {_sizes(network.input_shape)}, {outputs}, loss {network.loss.name.lower()}")
     print(f"graphs: training step {len(artifact.train_onnx)} bytes, evaluation {len(artifact.eval_onnx)} bytes")
+    if artifact.litert:
+        print(f"flatbuffer for LiteRT: {len(artifact.litert)} bytes")
     try:
         from coordinator.authoring.cost import step_cost
     except ImportError:

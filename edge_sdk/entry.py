@@ -51,6 +51,7 @@ EXTRA_OF_MODULE: Final = {
     "tuf": "upgrade",
     "uvicorn": "miner",
     "ai_edge_litert": "litert",
+    "tensorflow": "litert-authoring",
 }
 
 EXIT_USAGE: Final = 2

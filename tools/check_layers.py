@@ -115,6 +115,8 @@ LAYERS: Final = {
     "coordinator.config": Layer.ADAPTERS,
     "coordinator.genesis_file": Layer.ADAPTERS,
     "coordinator.onnx_files": Layer.ADAPTERS,
+    "coordinator.flatbuffers": Layer.ADAPTERS,
+    "coordinator.torch_files": Layer.ADAPTERS,
     "coordinator.json_log": Layer.ADAPTERS,
     "coordinator.miner": Layer.APPS,
     "coordinator.abci_handler": Layer.APPS,
@@ -205,8 +207,9 @@ BACKENDS: Final = frozenset({"torch", "ai_edge_litert", "tflite_runtime"})
 HEAVY: Final = frozenset({"numpy", "onnxruntime"}) | BACKENDS
 TRAINING: Final = "edge_sdk.training"
 DYNAMIC: Final = ("importlib", "importlib.import_module", "importlib.util", "importlib.machinery", "runpy")
-# The dispatcher of subcommands, and the choice of a training backend from a table of our own modules.
-DYNAMIC_ALLOWED: Final = frozenset({"edge_sdk.entry", "edge_sdk.training.backends"})
+# The dispatcher of subcommands, the choice of a training backend from a table of our own modules, and a person's own
+# file with a torch module.
+DYNAMIC_ALLOWED: Final = frozenset({"edge_sdk.entry", "edge_sdk.training.backends", "coordinator.torch_files"})
 
 
 @dataclass(frozen=True, slots=True)

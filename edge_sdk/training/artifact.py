@@ -1,9 +1,10 @@
 """The artifact: one file that says how a device trains and how a miner evaluates.
 
-``{1: manifest, 2: training-step graph, 3: evaluation graph}`` in deterministic CBOR; the SHA-256 of the file is the
-artifact digest that genesis names. Both graphs are plain ONNX (opset <= 18, IR <= 9), functional: all state goes in
-and comes out. The manifest repeats the forward network as values, so that a backend without an ONNX runtime can train
-the same model and every input can be checked without parsing a graph.
+``{1: manifest, 2: training-step graph, 3: evaluation graph}`` in deterministic CBOR, and ``4: flatbuffer`` where the
+artifact was also built for LiteRT; the SHA-256 of the file is the artifact digest that genesis names. Both graphs are
+plain ONNX (opset <= 18, IR <= 9), functional: all state goes in and comes out. The manifest repeats the forward network
+as values, so that a backend without an ONNX runtime can train the same model and every input can be checked without
+parsing a graph.
 
 A signed artifact is such a file inside its author's envelope (``authorship``). Its digest is that of the envelope,
 signature included, so that a fleet pins both.
@@ -18,18 +19,19 @@ import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from edge_sdk.errors import DecodeError, SignatureError, TrainingError
 from edge_sdk.protocol import codec
-from edge_sdk.protocol.cose import Signer
-from edge_sdk.protocol.digest import key_fingerprint
 from edge_sdk.protocol.ids import Digest, check_digest
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import PublicKey
 from edge_sdk.training.authorship import open_artifact, sign_artifact
 from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
 from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule, check_rule
+
+if TYPE_CHECKING:
+    from edge_sdk.protocol.cose import Signer
 
 FORMAT: Final = 1
 OPSET: Final = 18
@@ -41,6 +43,9 @@ _CONSTANT_BYTES_MAX: Final = 8
 _MANIFEST_KEYS: Final = 12
 _RULE: Final = 13
 """Manifest key of the update rule; absent where it is plain SGD."""
+_LITERT: Final = 4
+_LITERT_HASH: Final = 14
+"""Key of the flatbuffer in the file, and manifest key of its hash; both absent where there is none."""
 _E = TypeVar("_E", bound=IntEnum)
 
 _STATE_KINDS: Final = {Scheme.FP32: "fp32", Scheme.INT8: "q8.8", Scheme.INT8_SR: "int8-sr"}
@@ -112,6 +117,8 @@ class Artifact:
     data: bytes
     author: PublicKey | None
     """Whose signature holds; None where the file has none."""
+    litert: bytes = b""
+    """Training step for LiteRT (``litert_signatures``); empty where it was not built."""
 
     @classmethod
     def load(cls, data: bytes, *, digest: Digest | None = None, author: PublicKey | None = None) -> Artifact:
@@ -135,8 +142,7 @@ class Artifact:
         except SignatureError as error:
             raise DecodeError(f"artifact signature: {error}") from error
         if author is not None and signed_by != author:
-            by = "nobody" if signed_by is None else key_fingerprint(signed_by)
-            raise DecodeError(f"artifact is signed by {by}, expected {key_fingerprint(author)}")
+            raise DecodeError(f"artifact is signed by {_fingerprint(signed_by)}, expected {_fingerprint(author)}")
         fields = codec.decode(unsigned, bytes_max=ARTIFACT_BYTES_MAX)
         try:
             return _read(fields, data, found, signed_by)
@@ -156,6 +162,7 @@ class Artifact:
         rule: UpdateRule = PLAIN_SGD,
         train_onnx: bytes,
         eval_onnx: bytes,
+        litert: bytes = b"",
     ) -> Artifact:
         """Write the file and load it again, so that what was written is what will be accepted."""
         manifest: dict[int, object] = {
@@ -174,7 +181,23 @@ class Artifact:
         }
         if not rule.is_plain:
             manifest[_RULE] = struct.pack("<3f", rule.momentum, rule.clip_norm, rule.prox)
-        return cls.load(codec.encode({1: manifest, 2: train_onnx, 3: eval_onnx}))
+        content: dict[int, object] = {1: manifest, 2: train_onnx, 3: eval_onnx}
+        if litert:
+            content[_LITERT], manifest[_LITERT_HASH] = litert, hashlib.sha256(litert).digest()
+        return cls.load(codec.encode(content))
+
+    def with_flatbuffer(self, litert: bytes) -> Artifact:
+        """The same artifact, unsigned, for LiteRT too."""
+        return Artifact.pack(
+            name=self.name,
+            network=self.network,
+            batch=self.batch,
+            scheme=self.scheme,
+            rule=self.rule,
+            train_onnx=self.train_onnx,
+            eval_onnx=self.eval_onnx,
+            litert=litert,
+        )
 
     def signed(self, signer: Signer) -> Artifact:
         """The same artifact with the signature of ``signer``, instead of that which it may have."""
@@ -184,7 +207,7 @@ class Artifact:
     @property
     def authored_by(self) -> str:
         """Who made it, as people compare it: the fingerprint of the author's key."""
-        return "nobody: it is not signed" if self.author is None else key_fingerprint(self.author)
+        return "nobody: it is not signed" if self.author is None else _fingerprint(self.author)
 
     @property
     def state_kind(self) -> str:
@@ -234,12 +257,24 @@ class Artifact:
         return {spec.name: key(spec.name) for spec in self.network.tensors if spec.is_trainable}
 
 
+def _fingerprint(key: PublicKey | None) -> str:
+    from edge_sdk.protocol.digest import key_fingerprint  # loads cryptography
+
+    return "nobody" if key is None else key_fingerprint(key)
+
+
 def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None) -> Artifact:
     """Typed walk through the decoded file."""
-    top = _map(fields, 3, "file")
-    manifest = _map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE}))
+    top = _map(fields, 3, "file", optional=frozenset({_LITERT}))
+    manifest = _map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE, _LITERT_HASH}))
     train_onnx, eval_onnx = _bytes(top[2], "training-step graph"), _bytes(top[3], "evaluation graph")
-    for graph, key, what in ((train_onnx, 11, "training-step graph"), (eval_onnx, 12, "evaluation graph")):
+    hashed = [(train_onnx, 11, "training-step graph"), (eval_onnx, 12, "evaluation graph")]
+    litert = _bytes(top.get(_LITERT, b""), "flatbuffer")
+    if bool(litert) != (_LITERT_HASH in manifest) or (_LITERT in top and not litert):
+        raise DecodeError("artifact: a flatbuffer without a hash, or a hash without a flatbuffer")
+    if litert:
+        hashed.append((litert, _LITERT_HASH, "flatbuffer"))
+    for graph, key, what in hashed:
         if hashlib.sha256(graph).digest() != check_digest(_bytes(manifest[key], what)):
             raise DecodeError(f"artifact: hash of the {what} does not match")
     if _int(manifest[1]) != FORMAT:
@@ -268,6 +303,7 @@ def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None)
         digest=digest,
         data=data,
         author=author,
+        litert=litert,
     )
 
 

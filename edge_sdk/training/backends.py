@@ -30,6 +30,7 @@ class _Place(NamedTuple):
 BACKENDS: Final = {
     "onnxruntime": _Place("edge_sdk.training.onnx_backend", "OnnxBackend", "onnxruntime", ("cpu", "cuda", "tensorrt")),
     "numpy": _Place("edge_sdk.training.numpy_backend", "NumpyBackend", "numpy"),
+    "litert": _Place("edge_sdk.training.litert_backend", "LitertBackend", "edge-flchain[litert]"),
     "torch": _Place("edge_sdk.training.torch_backend", "TorchBackend", "edge-flchain[torch]", ("cpu", "cuda")),
 }
 BACKEND_NAMES: Final = tuple(
