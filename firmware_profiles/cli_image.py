@@ -12,7 +12,7 @@ from typing import Final
 from firmware_profiles.errors import UsageError
 from firmware_profiles.flash.progress import MEGA, Progress
 from firmware_profiles.image.customise import CONTENT_BYTES_MAX, customise
-from firmware_profiles.image.identity import load_claim, load_identity, load_wifi
+from firmware_profiles.image.identity import load_claim, load_identity, load_upgrade, load_wifi
 from firmware_profiles.image.inspect import ImageFacts, inspect
 from firmware_profiles.image.seed import Payload
 from firmware_profiles.image.wheelhouse import check_wheelhouse
@@ -43,6 +43,7 @@ def _customise(arguments: argparse.Namespace) -> int:
         claim=load_claim(arguments.claim_token),
         wifi=load_wifi(arguments.wifi) if arguments.wifi else None,
         wheels=_wheels(arguments, profile),
+        upgrade=load_upgrade(arguments.upgrade_config) if arguments.upgrade_config else {},
     )
     made = customise(
         arguments.image,
@@ -117,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     making.add_argument("--device-config", type=Path, required=True, metavar="FILE", help="device.toml, CA beside it")
     making.add_argument("--claim-token", type=Path, required=True, metavar="FILE", help="single-use token; - is stdin")
     making.add_argument("--wifi", type=Path, metavar="FILE", help="TOML with ssid, password, country; - is stdin")
+    making.add_argument("--upgrade-config", type=Path, metavar="FILE", help="upgrade.toml, root.json beside it")
     making.add_argument("--wheelhouse", type=Path, metavar="DIR", help="wheels to install without a network")
     making.add_argument("--python", metavar="3.N", help="the system's Python, where the profile says another or none")
     making.add_argument(

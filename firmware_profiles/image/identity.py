@@ -7,6 +7,7 @@ them. The board makes its private key itself at first boot; a key beside device.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import sys
 import tomllib
@@ -93,6 +94,34 @@ def load_claim(path: Path) -> str:
     if not _TOKEN.fullmatch(token):
         raise UsageError(f"{path}: not a claim token: expected the file that flchain registry claim writes")
     return token
+
+
+def load_upgrade(path: Path) -> dict[str, bytes]:
+    """Read an upgrade.toml and the trust anchor that it names; both go to /etc/flchain.
+
+    Raises:
+        UsageError: no TOML, no URL, or no root of a software repository beside it.
+    """
+    data = _read(path, CONFIG_BYTES_MAX)
+    try:
+        upgrade = _table(tomllib.loads(data.decode("utf-8")), "upgrade")
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: {error}") from error
+    if not upgrade.get("urls"):
+        raise UsageError(f"{path}: [upgrade] urls: expected where the software repository is served")
+    files = {"upgrade.toml": data}
+    for key, default in (("root_file", "root.json"), ("ca_file", "")):
+        name = str(upgrade.get(key, default))
+        if name:
+            files[_plain(path, name)] = _read(path.parent / name, CONFIG_BYTES_MAX)
+    root = files[str(upgrade.get("root_file", "root.json"))]
+    try:
+        kind = json.loads(root)["signed"]["_type"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        kind = None
+    if kind != "root":
+        raise UsageError(f"{path}: [upgrade] root_file: expected metadata/1.root.json of the software repository")
+    return files
 
 
 def load_wifi(path: Path) -> Wifi:

@@ -24,13 +24,24 @@ if [ ! -e "$state/.copied" ]; then
         python3 -m venv /opt/flchain/a
         /opt/flchain/a/bin/pip install --quiet --no-index --find-links "$seed/wheels" edge-flchain
         ln -sfn a /opt/flchain/current
+        # The updater itself runs from the last environment that stood its trial.
+        ln -sfn a /opt/flchain/committed
     fi
     if [ -e "$seed/wifi.nmconnection" ]; then
         install -D -m 0600 "$seed/wifi.nmconnection" /etc/NetworkManager/system-connections/flchain-wifi.nmconnection
     fi
-    install -D -m 0644 "$seed/flchain-device.service" /etc/systemd/system/flchain-device.service
+    for unit in flchain-device.service flchain-upgrade.service flchain-upgrade.timer; do
+        install -D -m 0644 "$seed/$unit" "/etc/systemd/system/$unit"
+    done
     install -D -m 0644 "$seed/journald.conf" /etc/systemd/journald.conf.d/flchain.conf
     systemctl enable flchain-device.service
+    if [ -d "$seed/upgrade" ]; then
+        # Not the device's to write: who controls these files controls what root installs.
+        for file in "$seed"/upgrade/*; do
+            install -D -m 0644 "$file" "/etc/flchain/${file##*/}"
+        done
+        systemctl enable flchain-upgrade.timer
+    fi
     sync
     touch "$state/.copied"
     sync
@@ -43,3 +54,6 @@ sync
 # Where systemd is not running yet, or stops after this (firstrun), the next boot starts the service.
 systemctl daemon-reload || exit 0
 systemctl start --no-block flchain-device.service || exit 0
+if [ -e /etc/flchain/upgrade.toml ]; then
+    systemctl start --no-block flchain-upgrade.timer || exit 0
+fi

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Final
@@ -46,6 +46,8 @@ class Payload:
     claim: str
     wifi: Wifi | None
     wheels: tuple[Path, ...]
+    upgrade: Mapping[str, bytes] = field(default_factory=dict)
+    """Files for /etc/flchain: upgrade.toml and the first root of the software repository."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +80,12 @@ def payload_files(payload: Payload, folder: str) -> Files:
     files[state / payload.identity.claim_name] = Content(f"{payload.claim}\n".encode())
     files[PurePosixPath("install.sh")] = Content(_resource("image", "install.sh"), 0o755)
     files[PurePosixPath(FIRSTBOOT_UNIT.name)] = Content(_firstboot_unit(folder), 0o644)
-    for name in ("flchain-device.service", "journald.conf"):
+    for name in ("flchain-device.service", "flchain-upgrade.service", "flchain-upgrade.timer", "journald.conf"):
         files[PurePosixPath(name)] = Content(_resource("systemd", name), 0o644)
     if payload.wifi is not None:
         files[PurePosixPath("wifi.nmconnection")] = Content(_keyfile(payload.wifi))
+    for name, data in payload.upgrade.items():
+        files[PurePosixPath("upgrade") / name] = Content(data, 0o644)
     for wheel in payload.wheels:
         files[PurePosixPath("wheels") / wheel.name] = Content(wheel, 0o644)
     sums = "".join(f"{content.digest()}  {name}\n" for name, content in sorted(files.items()))

@@ -41,6 +41,8 @@ def board(tmp_path: Path) -> Path:
     (folder / "artifact.flm").write_bytes(bytes(range(256)) * 64)
     (folder / "claim.txt").write_text(f"{TOKEN}\n")
     (folder / "wifi.toml").write_text('ssid = "IEEE"\npassword = "password"\ncountry = "DE"\n')
+    (folder / "upgrade.toml").write_text('[upgrade]\nurls = ["https://software.test"]\n')
+    (folder / "root.json").write_text('{"signed": {"_type": "root"}, "signatures": []}\n')
     wheels = folder / "wheels"
     wheels.mkdir()
     for name in (
@@ -75,7 +77,7 @@ def test_cloudinit_rpi(tmp_path: Path, board: Path) -> None:
     packed.write_bytes(gzip.compress(vendor.read_bytes(), 1))
     out = tmp_path / "out.img"
     wheels = ("--wheelhouse", str(board / "wheels"), "--wifi", str(board / "wifi.toml"))
-    assert customise(packed, board, out, *wheels) == 0
+    assert customise(packed, board, out, *wheels, "--upgrade-config", str(board / "upgrade.toml")) == 0
     user = fat(out, "user-data")
     assert user.startswith("#cloud-config\n")
     settings = json.loads(user.partition("\n")[2])
@@ -93,7 +95,8 @@ def test_cloudinit_rpi(tmp_path: Path, board: Path) -> None:
     sums = {line[66:]: line[:64] for line in fat(out, "edge/SHA256SUMS").splitlines()}
     numpy_wheel = "numpy-2.4.0-cp313-cp313-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl"
     assert sums[f"wheels/{numpy_wheel}"] == hashlib.sha256(numpy_wheel.encode() * 1000).hexdigest()
-    assert len(sums) == 13
+    assert {"upgrade/upgrade.toml", "upgrade/root.json", "flchain-upgrade.timer"} <= set(sums)
+    assert len(sums) == 17
     check_clean(out, tmp_path)
     assert out.stat().st_mode & 0o777 == 0o600
 

@@ -57,7 +57,9 @@ def client_wheel(folder: Path) -> Path:
 def seed(tmp_path: Path) -> Path:
     """Seed folder as it lies on a card."""
     identity = Identity("board-7", None, "claim.txt", {"device.toml": b"[device]\n", "ca.pem": b"CA\n"})
-    payload = Payload(identity, TOKEN, Wifi("net", "0" * 64, None), (client_wheel(tmp_path),))
+    payload = Payload(
+        identity, TOKEN, Wifi("net", "0" * 64, None), (client_wheel(tmp_path),), {"upgrade.toml": b"[upgrade]\n"}
+    )
     folder = tmp_path / "seed"
     for name, content in payload_files(payload, SEED).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,9 @@ def test_installs_once_and_leaves_no_claim_in_the_seed(cage: Cage) -> None:
     shown = cage(
         f"sh {SEED}/install.sh && sh {SEED}/install.sh; echo status $?\n"
         "cd /var/lib/flchain; stat -c '%n %a %U' . claim.txt device.toml ca.pem .installed; cat claim.txt\n"
-        "/opt/flchain/current/bin/flchain\n"
+        "/opt/flchain/current/bin/flchain; readlink /opt/flchain/committed\n"
+        "stat -c '%n %a %U' /etc/flchain/upgrade.toml\n"
+        "readlink /etc/systemd/system/timers.target.wants/flchain-upgrade.timer\n"
         "stat -c '%n %a' /etc/NetworkManager/system-connections/flchain-wifi.nmconnection\n"
         "readlink /etc/systemd/system/multi-user.target.wants/flchain-device.service\n"
         f"ls {SEED}/state {SEED}/wifi.nmconnection\n"
@@ -97,6 +101,7 @@ def test_installs_once_and_leaves_no_claim_in_the_seed(cage: Cage) -> None:
     assert "status 0" in shown
     for line in (". 700 flchain", "claim.txt 600 flchain", "device.toml 600 flchain", "client runs", TOKEN):
         assert line in shown
+    assert "client runs\na\n/etc/flchain/upgrade.toml 644 root\n/etc/systemd/system/flchain-upgrade.timer\n" in shown
     assert "flchain-wifi.nmconnection 600" in shown
     assert "/etc/systemd/system/flchain-device.service" in shown
     assert f"{SEED}/wifi.nmconnection': No such file" in shown

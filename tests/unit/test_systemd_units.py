@@ -10,7 +10,7 @@ import pytest
 import firmware_profiles
 
 ROOT = Path(firmware_profiles.__file__).parent
-UNITS = ("flchain-device.service", "flchain-firstboot.service")
+UNITS = ("flchain-device.service", "flchain-firstboot.service", "flchain-upgrade.service", "flchain-upgrade.timer")
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -21,7 +21,11 @@ def test_systemd_understands_the_unit(tmp_path: Path, name: str) -> None:
     unit = tmp_path / name
     # The program of the unit is on the board, not here.
     text = (ROOT / "systemd" / name).read_text(encoding="utf-8")
-    unit.write_text(text.replace("/opt/flchain/current/bin/flchain", "/bin/true"))
+    for link in ("current", "committed"):
+        text = text.replace(f"/opt/flchain/{link}/bin/flchain", "/bin/true")
+    unit.write_text(text)
+    if unit.suffix == ".timer":
+        (tmp_path / unit.with_suffix(".service").name).write_text("[Service]\nType=oneshot\nExecStart=/bin/true\n")
     done = subprocess.run([analyze, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
     ours = [line for line in done.stderr.splitlines() if name in line]
     assert ours == []
