@@ -35,6 +35,9 @@ COMMANDS: Final = {
     "sequencer": Command("coordinator.cli", "order transactions for the miners of one machine"),
 }
 
+# What is typed beside the facts about boards, but needs the device's meters and backends.
+ELSEWHERE: Final = {"boards measure": "edge_sdk.cli_measure", "boards peer": "edge_sdk.cli_measure"}
+
 # Top-level module -> extra of setup.cfg that brings it.
 EXTRA_OF_MODULE: Final = {
     "amqtt": "study",
@@ -114,6 +117,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
+    elsewhere = ELSEWHERE.get(" ".join(arguments[:2]))
+    if elsewhere is not None:
+        done: int = importlib.import_module(elsewhere).main(arguments[1:])
+        return done
     module = importlib.import_module(COMMANDS[name].module)
     # The device's command line stands alone; the other modules serve several subcommands and need the name.
     status: int = module.main(arguments[1:] if name == "device" else arguments)

@@ -1,4 +1,4 @@
-"""``flchain boards list|show``."""
+"""``flchain boards list|show``; ``measure`` and ``peer`` run on a board and belong to edge_sdk/cli_measure.py."""
 
 from __future__ import annotations
 
@@ -49,6 +49,8 @@ def _show(profile: BoardProfile, *, is_json: bool) -> None:
             print(f"  {field.name:<14} {value.value:g}   {value.condition}\n{'':<17} source: {value.source}")
         elif value is None:
             print(f"  {field.name:<14} not available: nobody measured it")
+    for name, figure in profile.further.items():
+        print(f"  {name:<14} {figure.value:g}   {figure.condition}\n{'':<17} source: {figure.source}")
     image = profile.image
     print(f"  image          {image.route}")
     print(f"{'':<17} seed {image.init_format}, {image.architecture}, Python {image.python or 'not established'}")
@@ -64,7 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="every board in one line")
     showing = commands.add_parser("show", help="every figure of one board with its condition and source")
-    showing.add_argument("board", metavar="BOARD")
+    showing.add_argument("board", metavar="BOARD", help="name, or the file of a profile of one's own (.toml)")
+    commands.add_parser("measure", help="measure this board and write a profile of one's own", add_help=False)
+    commands.add_parser("peer", help="answer a board that measures its link to this machine", add_help=False)
     for command in (listing, showing):
         command.add_argument("--json", action="store_true", help="as JSON")
     return parser

@@ -6,18 +6,39 @@ it is then not available either, never invented.
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from importlib import resources
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 BOARDS: Final = resources.files("firmware_profiles") / "boards"
+SUFFIX: Final = ".toml"
+SECTIONS: Final = ("cpu", "memory", "power", "link", "training", "heat")
+
+
+FILE_BYTES_MAX: Final = 256 * 1024
+FIGURES_MAX: Final = 200
+_KNOWN: Final = (
+    ("cpu", "cores"),
+    ("cpu", "max_clock_mhz"),
+    ("memory", "ram_mib"),
+    ("power", "idle_w"),
+    ("power", "load_w"),
+    ("link", "ethernet_mbps"),
+    ("link", "wifi_mbps"),
+)
 
 
 class UnknownBoardError(ValueError):
     """No profile has that name."""
+
+
+class BadProfileError(UnknownBoardError):
+    """A profile of one's own is not one; the text names file and key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +94,8 @@ class BoardProfile:
     load_w: Figure | None
     ethernet_mbps: Figure | None
     wifi_mbps: Figure | None
+    further: Mapping[str, Figure]
+    """Every other figure, by ``section.key``."""
     image: ImageRoute
     sources: tuple[str, ...]
 
@@ -88,15 +111,49 @@ def board_ids() -> tuple[str, ...]:
 
 
 def load_profile(board_id: str) -> BoardProfile:
-    """Return the profile of ``board_id``.
+    """Return the profile of ``board_id``, or of a file of one's own where the name ends with ``.toml``.
 
     Raises:
         UnknownBoardError: there is none; the text lists those that exist.
+        BadProfileError: the file is not a profile.
     """
+    if board_id.endswith(SUFFIX):
+        return _load_file(Path(board_id))
     known = board_ids()
     if board_id not in known:  # checked against the listing first: a name can never become another path
         raise UnknownBoardError(f"no board {board_id!r}: expected one of {', '.join(known)}")
-    content = tomllib.loads((BOARDS / f"{board_id}.toml").read_text(encoding="utf-8"))
+    return _profile(tomllib.loads((BOARDS / f"{board_id}.toml").read_text(encoding="utf-8")))
+
+
+def board_like(model: str) -> str | None:
+    """Name of the profile whose ``model_contains`` is in what a board says of itself; None where none is."""
+    for board_id in board_ids():
+        content = tomllib.loads((BOARDS / f"{board_id}.toml").read_text(encoding="utf-8"))
+        words = content["board"].get("model_contains")
+        if words is not None and words in model:
+            return board_id
+    return None
+
+
+def _load_file(path: Path) -> BoardProfile:
+    """A file that somebody wrote: everything about it may be wrong."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(FILE_BYTES_MAX + 1)
+        if len(data) > FILE_BYTES_MAX:
+            raise BadProfileError(f"{path}: more than {FILE_BYTES_MAX} bytes: expected a board profile")
+        return _profile(tomllib.loads(data.decode("utf-8")))
+    except OSError as error:
+        raise BadProfileError(f"{path}: {error.strerror}: expected a board profile") from error
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        if isinstance(error, BadProfileError):
+            raise
+        raise BadProfileError(
+            f"{path}: {error!r}: expected a board profile as flchain boards measure writes it"
+        ) from error
+
+
+def _profile(content: Mapping[str, Any]) -> BoardProfile:
     board = content["board"]
     return BoardProfile(
         board_id=board["id"],
@@ -108,6 +165,7 @@ def load_profile(board_id: str) -> BoardProfile:
         load_w=_figure(content, "power", "load_w"),
         ethernet_mbps=_figure(content, "link", "ethernet_mbps"),
         wifi_mbps=_figure(content, "link", "wifi_mbps"),
+        further=_further(content),
         image=_image(content["image"]),
         sources=tuple(board["sources"]),
     )
@@ -125,10 +183,22 @@ def _image(table: Mapping[str, str]) -> ImageRoute:
     )
 
 
-def _figure(content: Mapping[str, Mapping[str, Mapping[str, object]]], section: str, key: str) -> Figure | None:
+def _further(content: Mapping[str, Any]) -> dict[str, Figure]:
+    """Figures that no field of their own holds."""
+    found: dict[str, Figure] = {}
+    for section in SECTIONS:
+        for key in content.get(section, {}):
+            figure = None if (section, key) in _KNOWN else _figure(content, section, key)
+            if figure is not None and len(found) < FIGURES_MAX:
+                found[f"{section}.{key}"] = figure
+    return found
+
+
+def _figure(content: Mapping[str, Any], section: str, key: str) -> Figure | None:
     entry = content.get(section, {}).get(key)
     if entry is None:
         return None
     value = entry["value"]
-    assert isinstance(value, int | float), f"{section}.{key}"
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"[{section}.{key}] value = {value!r}: expected a number")
     return Figure(value=float(value), condition=str(entry["condition"]), source=str(entry["source"]))

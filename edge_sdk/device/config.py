@@ -13,7 +13,7 @@ from edge_sdk.governor import Limits
 from edge_sdk.protocol.ids import DeviceId, Digest, TaskId, check_digest, check_name
 from edge_sdk.protocol.limits import NAME_CHARS_MAX, OUTBOX_AGE_S_MAX, OUTBOX_BYTES_MAX
 from edge_sdk.protocol.messages import Algorithm
-from firmware_profiles.profile import board_ids
+from firmware_profiles.profile import SUFFIX, UnknownBoardError, board_ids, load_profile
 
 BYZANTINE: Final = ("", "signflip", "nullifier", "randomizer", "labelflip", "nan", "scaled")
 BACKENDS: Final = ("onnxruntime", "numpy")
@@ -142,7 +142,7 @@ SCHEMA: Final[Schema] = (
         "board",
         "What this board is, for the energy model.",
         (
-            Key("profile", Kind.TEXT, "Name of a board profile; none when empty.", None, maximum=NAME_CHARS_MAX),
+            Key("profile", Kind.TEXT, "Board profile: a name, or a file of one's own (.toml).", None, maximum=1_000),
             Key("meter", Kind.TEXT, "Where joules come from.", "model", choices=METERS),
         ),
     ),
@@ -308,6 +308,13 @@ def _digest(path: Path, text: str | None) -> Digest | None:
 
 
 def _profile(path: Path, board_id: str | None) -> str | None:
+    if board_id is not None and board_id.endswith(SUFFIX):
+        own = str(path.parent / board_id)
+        try:
+            load_profile(own)
+        except UnknownBoardError as error:
+            raise ConfigError(f"{path}: [board] profile = {board_id!r}: {error}") from error
+        return own
     if board_id is not None and board_id not in board_ids():
         expected = f"expected one of {', '.join(board_ids())}"
         raise ConfigError(f"{path}: [board] profile = {board_id!r}: {expected}")

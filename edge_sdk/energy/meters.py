@@ -12,7 +12,7 @@ from edge_sdk.energy.model import PowerProfile, energy_j
 from edge_sdk.energy.pi5_pmic import Pi5Pmic
 from edge_sdk.energy.power_source import SampledMeter
 from edge_sdk.energy.rapl import RaplMeter
-from edge_sdk.errors import ConfigError
+from edge_sdk.errors import ConfigError, StoreError
 from edge_sdk.ports import Clock, EnergyMeter, Scope
 from edge_sdk.protocol.messages import EnergyQuality
 from firmware_profiles.profile import UnknownBoardError, load_profile
@@ -55,9 +55,24 @@ def open_meter(kind: str, board_id: str | None, *, root: Path = Path("/")) -> En
         case "ina2xx":
             return SampledMeter(Ina2xx(root=root), clock)
         case "pi5-pmic":
-            return SampledMeter(Pi5Pmic(), clock)
+            return SampledMeter(Pi5Pmic(root=root), clock)
         case _:
             return None if board_id is None else _modelled(board_id, clock)
+
+
+def find_meter(*, root: Path = Path("/")) -> tuple[str, EnergyMeter] | None:
+    """Kind and meter of the first sensor that this board has and that may be read; None where there is none.
+
+    A sensor in the supply line comes first: it sees more of the board than one on the module or in the processor.
+    """
+    for kind in ("ina2xx", "ina3221", "pi5-pmic", "rapl"):
+        try:
+            meter = open_meter(kind, None, root=root)
+        except StoreError:
+            continue  # not on this board
+        if meter is not None:
+            return kind, meter
+    return None
 
 
 def _modelled(board_id: str, clock: Clock) -> EnergyMeter | None:

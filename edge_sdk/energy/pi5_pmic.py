@@ -10,13 +10,16 @@ from __future__ import annotations
 import re
 import subprocess
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Final
 
 from edge_sdk.errors import StoreError
 from edge_sdk.ports import Scope
 from edge_sdk.protocol.messages import EnergyQuality
 
-COMMAND: Final = ("vcgencmd", "pmic_read_adc")
+PROGRAM: Final = "usr/bin/vcgencmd"
+QUESTION: Final = "pmic_read_adc"
 TIMEOUT_S: Final = 2.0
 OUTPUT_CHARS_MAX: Final = 8_192
 FIT_SLOPE: Final = 1.1451
@@ -31,9 +34,9 @@ class Pi5Pmic:
     scope = Scope.BOARD
     quality = EnergyQuality.DERIVED
 
-    def __init__(self, *, read: Callable[[], str] | None = None) -> None:
-        """Use ``vcgencmd``, or another source of its text."""
-        self._read = read or run_vcgencmd
+    def __init__(self, *, root: Path = Path("/"), read: Callable[[], str] | None = None) -> None:
+        """Use the board's ``vcgencmd``, or another source of its text."""
+        self._read = read or partial(run_vcgencmd, root)
 
     def power_w(self) -> float:
         """Watts now."""
@@ -58,14 +61,15 @@ def rails_w(text: str) -> float:
     return sum(values["A"][rail] * values["V"][rail] for rail in rails)
 
 
-def run_vcgencmd() -> str:
+def run_vcgencmd(root: Path) -> str:
     """Text of the firmware's answer.
 
     Raises:
         StoreError: the program is missing, fails or hangs.
     """
+    command = [str(root / PROGRAM), QUESTION]
     try:
-        done = subprocess.run(COMMAND, capture_output=True, check=True, timeout=TIMEOUT_S, text=True)
+        done = subprocess.run(command, capture_output=True, check=True, timeout=TIMEOUT_S, text=True)
     except (OSError, subprocess.SubprocessError) as error:
-        raise StoreError(f"{' '.join(COMMAND)}: {error}") from error
+        raise StoreError(f"{' '.join(command)}: {error}") from error
     return done.stdout
