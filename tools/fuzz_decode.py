@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections import Counter
@@ -24,11 +25,12 @@ from edge_sdk.protocol import cose, topics
 from edge_sdk.protocol.certificate import verify_certificate, verify_outcome
 from edge_sdk.protocol.codec import decode, encode
 from edge_sdk.protocol.limits import BLOB_BYTES_MAX
-from edge_sdk.protocol.messages import Certificate, Domain, ModelParams, Outcome
+from edge_sdk.protocol.messages import Certificate, Domain, ModelParams, Outcome, UpdatePayload
 from edge_sdk.protocol.model import check_params
 from edge_sdk.protocol.schema import TABLE
 from edge_sdk.protocol.wire import from_bytes, to_bytes
-from tools.vector_examples import CHAIN, DEVICE, entries, genesis, signer
+from edge_sdk.training.codecs.reading import read_update
+from tools.vector_examples import CHAIN, DEVICE, entries, genesis, params, signer
 from tools.vector_examples import statement as genuine_statement
 
 VECTORS: Final = Path(__file__).parent.parent / "tests" / "vectors"
@@ -124,6 +126,9 @@ def _check_content(message: object) -> list[str]:
             case ModelParams():
                 check_params(message)
                 return ["valid model"]
+            case UpdatePayload():
+                _check_update(message)
+                return ["valid update"]
             case _:
                 return []
     except InvalidCertificateError:
@@ -134,6 +139,17 @@ def _check_content(message: object) -> list[str]:
     if not is_genuine:
         raise OracleError(f"forged: {message!r}")
     return ["valid certificate"]
+
+
+def _check_update(payload: UpdatePayload) -> None:
+    """Open an update of the example's model: values in the model's shapes, none beyond the bound that it claims."""
+    model = params()
+    for sent, tensor in zip(read_update(payload, model), model.tensors, strict=True):
+        size = math.prod(tensor.shape)
+        assert sent is not None, "without a list of carried tensors an update carries all"
+        values = sent.values[slice(0, size)]
+        if values.shape != (size,) or int(abs(values.astype(np.int64)).max()) > sent.values.peak():
+            raise OracleError(f"values of {payload!r}: {values!r}")
 
 
 def _check_envelope(data: bytes) -> list[str]:

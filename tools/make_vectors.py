@@ -26,6 +26,7 @@ from edge_sdk.protocol.model import model_root
 from edge_sdk.protocol.topics import shard_of
 from edge_sdk.protocol.wire import to_bytes
 from tools import vector_examples as ex
+from tools.payload_vectors import payload_cases
 
 FOLDER: Final = Path(__file__).parent.parent / "tests" / "vectors"
 Case = dict[str, Any]
@@ -350,6 +351,7 @@ FILES: Final[dict[str, Callable[[], list[Case]]]] = {
     "digests.json": digest_cases,
     "certificates.json": certificate_cases,
     "merkle.json": merkle_cases,
+    "payloads.json": payload_cases,
 }
 
 

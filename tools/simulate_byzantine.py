@@ -12,7 +12,7 @@ import argparse
 import heapq
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Final
@@ -23,22 +23,24 @@ import numpy.typing as npt
 from coordinator.aggregation import fedbuff
 from coordinator.aggregation.merge import merge
 from coordinator.authoring.zoo import build
+from coordinator.codec_choice import INT8, CodecChoice
 from coordinator.datasets.idx import load_idx
 from coordinator.datasets.labelled import LabelledData
 from coordinator.datasets.partition import parse_partition
 from coordinator.datasets.split import split
 from coordinator.demo.presets import PRESETS
+from coordinator.setup import default_params
+from coordinator.task_form import fit_task
 from coordinator.validation.folds import Fold
 from coordinator.validation.score import ScoredUpdate, score_block
 from coordinator.validation.verdict import RevealedScores, judge
-from edge_sdk.device import adversary
+from edge_sdk.device import adversary, encoding
 from edge_sdk.errors import NonFiniteError
 from edge_sdk.protocol.ids import MinerId
 from edge_sdk.protocol.messages import Codec, ModelParams, Reason, UpdatePayload
+from edge_sdk.protocol.model import model_root
 from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.dataset import ArrayDataset
-from edge_sdk.training.delta import encode_delta
-from edge_sdk.training.quantize import dequantize
 from edge_sdk.training.trainer import Trainer
 
 KINDS: Final = ("none", "nullifier", "randomizer", "signflip", "nan", "labelflip", "scaled")
@@ -50,7 +52,7 @@ SERVER_RATE_Q16: Final = 1 << 16
 SPEED_SPREAD: Final = 0.3
 """Deviation of the logarithm of the devices' speeds."""
 PRESET: Final = PRESETS["idx"]
-FORM: Final = UpdateForm(codec=Codec.INT8_DENSE)
+Q24: Final = 1 << 24
 BAR: Final = 0.02
 
 
@@ -66,7 +68,7 @@ class Pending:
 class Fleet:
     """One run: devices with data, miners with folds, and the model that they share."""
 
-    def __init__(self, kind: str, seed: int, data: LabelledData) -> None:
+    def __init__(self, kind: str, seed: int, data: LabelledData, codec: CodecChoice = INT8) -> None:
         self.kind, self.seed, self.data = kind, seed, data
         self.published = {False: 0, True: 0}
         """Updates by whether their device is hostile; likewise ``merged``."""
@@ -80,7 +82,21 @@ class Fleet:
             partition=parse_partition(PRESET.partition),
             rng=self.rng,
         )
-        self.artifact, genesis = build(PRESET.model, data.input_shape, data.class_count, batch=PRESET.batch, seed=seed)
+        self.artifact, genesis = build(
+            PRESET.model,
+            data.input_shape,
+            data.class_count,
+            batch=PRESET.batch,
+            seed=seed,
+            is_output_only=codec.is_output_only,
+        )
+        rules = default_params(batch=PRESET.batch, block_size=BLOCK_SIZE, codec=codec)
+        if codec.codec is Codec.SPSA:
+            rules = replace(rules, learning_rate_q24=round(PRESET.spsa_learning_rate * Q24))
+        else:
+            rules = replace(rules, learning_rate_q24=round(PRESET.learning_rate * Q24), local_steps=PRESET.local_steps)
+        clip_norm_q16 = round(PRESET.clip_norm * SERVER_RATE_Q16)
+        self.params = fit_task(replace(rules, clip_norm_q16=clip_norm_q16), self.artifact)
         self.models: list[ModelParams] = [genesis]
         self.trainer = Trainer(self.artifact)
         self.folds = [Fold(x=data.x_train[fold], y=data.y_train[fold]) for fold in parts.folds]
@@ -93,7 +109,7 @@ class Fleet:
         for device in range(DEVICES):
             if self.is_hostile(device):
                 adversary.corrupt_dataset(kind, self.datasets[device], data.class_count)
-        self.residuals: list[dict[str, npt.NDArray[np.float32]] | None] = [None] * DEVICES
+        self.residuals: list[bytes | None] = [None] * DEVICES
 
     def is_hostile(self, device: int) -> bool:
         """The last ones attack."""
@@ -101,23 +117,21 @@ class Fleet:
 
     def train(self, device: int, base_version: int) -> Pending | None:
         """Run one job; None where its numbers are not finite, which a device does not publish."""
-        base = self.models[base_version]
-        self.trainer.load(base)
+        base, params = self.models[base_version], self.params
         rng = np.random.default_rng([self.seed, device, base_version])
         kind = self.kind if self.is_hostile(device) else ""
-        rate = adversary.learning_rate(kind, PRESET.learning_rate)
-        try:
-            self.trainer.train(self.datasets[device], steps=PRESET.local_steps, lr=rate, rng=rng)
-            delta = self.trainer.delta()
-            if kind:
-                delta = adversary.corrupt_delta(kind, delta, dequantize(base), self.rng)
-            encoded = encode_delta(
-                delta,
-                None if kind else self.residuals[device],
-                self.artifact.network.tensors,
-                clip_norm=adversary.clip_norm(kind, PRESET.clip_norm),
-                codec=FORM.codec,
+        trainer: encoding.JobTrainer = self.trainer
+        if params.codec is Codec.SPSA:
+            device_id = f"device-{device}"
+            trainer = encoding.new_trainer(
+                self.artifact, params, backend="onnxruntime", device_id=device_id, root=model_root(base), kind=kind
             )
+        trainer.load(base)
+        rate = adversary.learning_rate(kind, params.learning_rate_q24 / Q24)
+        try:
+            trainer.train(self.datasets[device], steps=params.local_steps, lr=rate, rng=rng)
+            residual = None if kind else self.residuals[device]
+            encoded = encoding.encode(trainer, base, params, residual=residual, kind=kind, rng=self.rng)
         except NonFiniteError:
             return None
         self.residuals[device] = encoded.residual
@@ -141,8 +155,8 @@ class Fleet:
                     scored,
                     total_weight=fedbuff.total_weight(len(block)),
                     server_rate_q16=SERVER_RATE_Q16,
-                    clip_norm_q16=round(PRESET.clip_norm * SERVER_RATE_Q16),
-                    form=FORM,
+                    clip_norm_q16=self.params.clip_norm_q16,
+                    form=UpdateForm.of_task(self.params),
                 ),
             )
             for number, fold in enumerate(self.folds)
@@ -156,7 +170,7 @@ class Fleet:
                 accepted.append((weights[index], update.payload))
         if accepted:
             total = fedbuff.total_weight(len(accepted))
-            self.models.append(merge(self.models[-1], accepted, total, SERVER_RATE_Q16))
+            self.models.append(merge(self.models[-1], accepted, total, SERVER_RATE_Q16, self.params.carried))
 
     def run(self, versions: int) -> float:
         """Let devices of different speed work until so many versions exist; test accuracy of the last one."""

@@ -128,10 +128,10 @@ class SpsaTrainer:
             direction = self._direction(number)
             ahead = self._forward.evaluate(self._at(direction, PERTURBATION), x, y).loss_mean
             behind = self._forward.evaluate(self._at(direction, -PERTURBATION), x, y).loss_mean
-            wanted = -lr * (ahead - behind) / (2 * PERTURBATION)
+            wanted = -lr * (ahead - behind) / (2 * PERTURBATION) * 2.0**-self._exponent
             if not math.isfinite(wanted):
                 raise NonFiniteError(f"losses are {ahead} and {behind} at step {number}")
-            self._move(direction, self._within_clip(direction, nearest_code(math.ldexp(wanted, -self._exponent))))
+            self._move(direction, self._within_clip(direction, nearest_code(wanted)))
             if on_step is not None:
                 on_step(number + 1, (ahead + behind) / 2)
 
