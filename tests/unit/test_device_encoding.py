@@ -20,6 +20,7 @@ from edge_sdk.training.codecs.reading import UpdateForm, check_payload
 from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.delta import carried_specs, decode_floats, l2_norm, unpack_residual
 from edge_sdk.training.spsa_trainer import SpsaTrainer
+from edge_sdk.training.trainer import Trainer
 
 CODECS: Final = ("int8", "int16", "topk:0.1", "int4", "sign", "output", "spsa")
 
@@ -58,6 +59,7 @@ def test_a_delta_is_always_in_one_place(codec: str) -> None:
     if params.codec is Codec.SPSA:
         assert encoded.residual == returned == b"\x80", "nothing is kept: what moves is what is sent"
         return
+    assert isinstance(trainer, Trainer)
     specs = carried_specs(artifact.network.tensors, params.carried)
     sent, whole = decode_floats(encoded.payload, base, params.carried), unpack_residual(returned, specs)
     kept, learned = unpack_residual(encoded.residual, specs), trainer.delta()
@@ -72,6 +74,7 @@ def test_what_was_left_out_comes_with_the_next_updates(codec: str) -> None:
     """A constant delta: the mean of what is sent approaches it."""
     artifact, base, params = task(codec)
     trainer = finished_job(artifact, base, params)
+    assert isinstance(trainer, Trainer)
     learned, residual, rounds = trainer.delta(), None, 60
     total = {name: np.zeros_like(value) for name, value in learned.items()}
     for _ in range(rounds):

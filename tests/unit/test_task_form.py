@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from coordinator.aggregation.suitability import UNSUITABLE, Family, objection
+from coordinator.aggregation.suitability import FAMILIES, UNSUITABLE, Family, objection
 from coordinator.authoring.output_layer import output_positions
 from coordinator.authoring.zoo import build, network
 from coordinator.codec_choice import INT8, CodecChoice, parse_codec
@@ -95,7 +95,7 @@ def test_rules_that_lose_their_meaning_are_refused(monkeypatch: pytest.MonkeyPat
     assert all(objection(Family.MEAN, codec) is None for codec in Codec)
     assert all(objection(family, Codec.INT8_DENSE) is None for family in Family)
     assert {codec for _, codec in UNSUITABLE} == {Codec.INT8_TOPK, Codec.SPSA}
-    monkeypatch.setitem(miner_set.FAMILIES, "fedbuff", Family.ORDER)
+    monkeypatch.setitem(FAMILIES, "fedbuff", Family.ORDER)
     rules = default_params(batch=4, codec=parse_codec("topk:0.1"))
     with pytest.raises(ConfigError, match="method fedbuff with codec INT8_TOPK: most values of an update are not sent"):
         miner_set.check_genesis(replace(ex.genesis(), params=rules))
