@@ -143,7 +143,7 @@ def decode_floats(
     }
 
 
-def l2_norm(arrays: Mapping[str, npt.NDArray[np.float32]]) -> float:
+def l2_norm(arrays: Mapping[str, npt.NDArray[np.floating[Any]]]) -> float:
     """Length of a whole update."""
     return math.sqrt(math.fsum(float(np.square(value, dtype=np.float64).sum()) for value in arrays.values()))
 
