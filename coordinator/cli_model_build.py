@@ -77,10 +77,10 @@ def build(options: argparse.Namespace) -> int:
         raise ConfigError(f"--out {out}: expected NAME.flm with up to 48 letters, digits, dots, dashes")
     _require_onnx()
     from coordinator.authoring.builder import build_artifact
-    from coordinator.authoring.parameters import to_params
     from coordinator.authoring.trainable import with_trainable
     from coordinator.flatbuffers import with_flatbuffer
     from edge_sdk.protocol import wire
+    from edge_sdk.training.quantize import to_params
 
     imported = _import(options)
     network = with_trainable(imported, options.trainable)

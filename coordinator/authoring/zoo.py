@@ -11,7 +11,6 @@ import numpy as np
 
 from coordinator.authoring.builder import build_artifact
 from coordinator.authoring.output_layer import train_output_only
-from coordinator.authoring.parameters import to_tensor
 from coordinator.authoring.recipes.classifiers import cnn1d, dscnn, lenet, mlp
 from coordinator.authoring.recipes.layers import Layers, fan_in
 from coordinator.authoring.recipes.mobilenet import mobilenetv2
@@ -20,6 +19,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.messages import ModelParams, ModelTensor
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.network import Network, Op, Role, Scheme, TensorSpec
+from edge_sdk.training.quantize import to_tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

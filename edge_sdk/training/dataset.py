@@ -81,15 +81,8 @@ class ArrayDataset:
 
     def batches(self, rng: np.random.Generator, *, size: int, start: int = 0) -> Iterator[Batch]:
         """Each epoch is a fresh permutation; its last batch is filled up with weight 0."""
-        per_epoch = math.ceil(len(self) / size)
-        for _ in range(start // per_epoch):
-            rng.permutation(len(self))
-        first = start % per_epoch
-        while True:
-            order = rng.permutation(len(self))
-            for index in range(first, per_epoch):
-                yield self._batch(order[index * size : (index + 1) * size], size)
-            first = 0
+        for rows in _epochs(len(self), rng, size=size, start=start):
+            yield self.batch(rows, size)
 
     def features(self, rows: slice | npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         """Rows as the network takes them."""
@@ -97,12 +90,37 @@ class ArrayDataset:
         floats = chosen.astype(np.float32)
         return floats * _BYTE_SCALE if chosen.dtype == np.uint8 else floats
 
-    def _batch(self, rows: npt.NDArray[np.int64], size: int) -> Batch:
+    def batch(self, rows: npt.NDArray[np.int64], size: int) -> Batch:
+        """Some rows, filled up to ``size`` with weight 0."""
         x = np.zeros((size, *self.x.shape[1:]), np.float32)
         y = np.zeros((size, *self.y.shape[1:]), self.y.dtype)
         weight = np.zeros(size, np.float32)
         x[: len(rows)], y[: len(rows)], weight[: len(rows)] = self.features(rows), self.y[rows], 1.0
         return Batch(x, y, weight)
+
+
+class Selection:
+    """Some rows of a dataset, left where they are."""
+
+    def __init__(self, whole: ArrayDataset, rows: npt.NDArray[np.int64]) -> None:
+        """Choose the rows.
+
+        Raises:
+            TrainingError: none is chosen.
+        """
+        if not len(rows):
+            raise TrainingError("no row is chosen")
+        self.whole = whole
+        self.rows = rows
+
+    def __len__(self) -> int:
+        """Number of examples."""
+        return len(self.rows)
+
+    def batches(self, rng: np.random.Generator, *, size: int, start: int = 0) -> Iterator[Batch]:
+        """As of a dataset that holds these rows alone."""
+        for chosen in _epochs(len(self), rng, size=size, start=start):
+            yield self.whole.batch(self.rows[chosen], size)
 
 
 def load_dataset(
@@ -130,6 +148,19 @@ def load_dataset(
         )
     except TrainingError as error:
         raise TrainingError(f"dataset {path}: {error}") from error
+
+
+def _epochs(count: int, rng: np.random.Generator, *, size: int, start: int) -> Iterator[npt.NDArray[np.int64]]:
+    """Rows of each batch, endlessly, from batch number ``start`` on."""
+    per_epoch = math.ceil(count / size)
+    for _ in range(start // per_epoch):
+        rng.permutation(count)
+    first = start % per_epoch
+    while True:
+        order = rng.permutation(count)
+        for index in range(first, per_epoch):
+            yield order[index * size : (index + 1) * size]
+        first = 0
 
 
 def _read_member(path: Path, archive: zipfile.ZipFile, name: str) -> npt.NDArray[Any]:

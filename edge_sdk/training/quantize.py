@@ -14,12 +14,14 @@ import numpy as np
 
 from edge_sdk.errors import QuantizationError
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX
+from edge_sdk.protocol.messages import ModelParams, ModelTensor
 from edge_sdk.training.network import Scheme
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy.typing as npt
 
-    from edge_sdk.protocol.messages import ModelParams, ModelTensor
     from edge_sdk.training.network import TensorSpec
 
 STATES_PER_STEP: Final = {Scheme.INT8: 256, Scheme.INT8_SR: 1}
@@ -134,6 +136,29 @@ def round_to_int8(params: ModelParams) -> dict[str, npt.NDArray[np.float32]]:
             scales = scale_values(tensor.scale_m, tensor.scale_k).reshape(shape)
             rounded[tensor.name] = np.clip(np.rint(rounded[tensor.name] / scales), -WEIGHT_MAX - 1, WEIGHT_MAX) * scales
     return rounded
+
+
+def to_params(specs: tuple[TensorSpec, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> ModelParams:
+    """The model whose integers are nearest to the arrays."""
+    return ModelParams(tensors=tuple(to_tensor(spec, arrays[spec.name]) for spec in specs))
+
+
+def to_tensor(spec: TensorSpec, floats: npt.NDArray[Any]) -> ModelTensor:
+    """One tensor of a model; weights get scales per channel."""
+    values = np.rint(np.ldexp(floats.astype(np.float64), -spec.exponent)).astype(np.int32)
+    scale_m = scale_k = b""
+    if spec.channel_axis >= 0:
+        m, k = channel_scales(values, spec.exponent, spec.channel_axis)
+        scale_m, scale_k = m.tobytes(), k.tobytes()
+    return ModelTensor(
+        name=spec.name,
+        shape=spec.shape,
+        exponent=spec.exponent,
+        channel_axis=spec.channel_axis,
+        values=values.astype("<i4").tobytes(),
+        scale_m=scale_m,
+        scale_k=scale_k,
+    )
 
 
 def check_params(params: ModelParams, specs: tuple[TensorSpec, ...]) -> None:

@@ -10,12 +10,11 @@ import onnxruntime
 import pytest
 
 from coordinator.authoring.builder import build_artifact
-from coordinator.authoring.parameters import to_params
 from coordinator.authoring.trainable import with_trainable
 from coordinator.onnx_files import import_file
 from edge_sdk.training.network import Op, Scheme
 from edge_sdk.training.onnx_backend import OnnxBackend
-from edge_sdk.training.quantize import dequantize
+from edge_sdk.training.quantize import dequantize, to_params
 
 pytestmark = pytest.mark.torch
 

@@ -18,14 +18,13 @@ from coordinator import onnx_files
 from coordinator.authoring.builder import build_artifact
 from coordinator.authoring.import_onnx import Imported
 from coordinator.authoring.onnx_refusals import ALTERNATIVES
-from coordinator.authoring.parameters import to_params
 from coordinator.authoring.trainable import with_trainable
 from coordinator.onnx_files import import_file
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.network import Op, Scheme
 from edge_sdk.training.numpy_backend import NumpyBackend
 from edge_sdk.training.onnx_backend import OnnxBackend
-from edge_sdk.training.quantize import dequantize
+from edge_sdk.training.quantize import dequantize, to_params
 
 RNG = np.random.default_rng(11)
 FLOAT = TensorProto.FLOAT

@@ -11,7 +11,6 @@ import pytest
 
 from coordinator.author_key import ALGORITHMS, default_key_file, open_author_key, read_author
 from coordinator.authoring.builder import build_artifact
-from coordinator.authoring.parameters import to_params
 from coordinator.authoring.zoo import build, network
 from coordinator.datasets.labelled import LabelledData
 from coordinator.own_model import fit_data, load_own_model, parameters_file
@@ -19,6 +18,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.digest import key_fingerprint
 from edge_sdk.training.network import Scheme
+from edge_sdk.training.quantize import to_params
 
 
 @pytest.fixture
