@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from edge_sdk.training.backend import Batch
 
 _ERRORS_ONLY = 3
-_REORDERING: Final = ["ConvActivationFusion", "GemmActivationFusion"]
+_REORDERING: Final = ["ConvActivationFusion", "GemmActivationFusion", "MatMulIntegerToFloatFusion"]
 """Optimizers that put a fused node at the end of the order, behind everything that could wait."""
+_NO_QUANTIZED_PAIRS: Final = "session.disable_quant_qdq"
+"""With it the runtime puts no pair of QuantizeLinear and DequantizeLinear around what it moves."""
 GPU_BYTES_MAX: Final = 512 * 1024 * 1024
 """A Jetson has one memory for both processors: without a bound the provider's arena may take half of it."""
 _CPU: Final = "CPUExecutionProvider"
@@ -137,6 +139,7 @@ def _session(
     # As the builder has written them: each gradient is used where it is made. The runtime's own order leaves all weight
     # gradients to the end and keeps for them what they need: 7 MiB more with dscnn, at the same speed.
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
+    options.add_session_config_entry(_NO_QUANTIZED_PAIRS, "1")
     wanted = [name for name, _ in _PROVIDERS[device]]
     session = onnxruntime.InferenceSession(
         graph, options, providers=[*_PROVIDERS[device], _CPU], disabled_optimizers=_REORDERING
