@@ -14,15 +14,20 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tuf.api.metadata import TargetFile
+
 from coordinator.upgrades.keys import KeyRing, new_key_folder
 from coordinator.upgrades.repository import Repository, Times
-from coordinator.upgrades.staging import publish, stage
+from coordinator.upgrades.staging import publish, published_release, stage
 from coordinator.upgrades.wheels import SetFolder
 from edge_sdk.adapters.system_clock import SystemClock
+from edge_sdk.upgrade.metadata import RoleName
+from edge_sdk.upgrade.release import TARGET_NAME
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -123,6 +128,22 @@ class Publisher:
 
     def publish(self, *, percent: int | None = None) -> None:
         publish(Repository(self.path), KeyRing([self.keys]), self.times, percent=percent)
+
+    def rotate_all(self) -> None:
+        """Replace every key."""
+        for role in RoleName:
+            Repository(self.path).rotate(KeyRing([self.keys]), self.times, role)
+
+    def renumber(self, number: int) -> None:
+        """Sign the published release under another number, as no command of ours does."""
+        repository = Repository(self.path)
+        release = published_release(repository)
+        assert release is not None
+        data = replace(release, number=number).encoded()
+        info = TargetFile.from_data(TARGET_NAME, data, ["sha256"])
+        (repository.targets_dir / f"{info.hashes['sha256']}.{TARGET_NAME}").write_bytes(data)
+        targets = {**repository.targets.signed.targets, TARGET_NAME: info}
+        repository.publish(KeyRing([self.keys]), self.times, targets)
 
 
 class RangeServer:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from edge_sdk.adapters.health_file import Health, read_health
 from edge_sdk.protocol.messages import Genesis
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
 from tests.support.device_process import DeviceProcess, wait_until
-from tests.support.software import Publisher
+from tests.support.fake_miners import FakeMiners
+from tests.support.software import Publisher, RangeServer
 
 PROGRAM = Path(__file__).with_name("service_program.py")
 WAIT_S = 60.0
@@ -36,14 +38,23 @@ class Board:
         self.config = folder / "upgrade.toml"
         (folder / "root.json").write_bytes(publisher.anchor.read_bytes())
 
-    def configure(self, url: str, *, healthy_s: int = 1, limit_s: int = 60, quiet_wait_s: int = 60) -> None:
+    def configure(
+        self,
+        url: str,
+        *,
+        more_urls: tuple[str, ...] = (),
+        healthy_s: int = 1,
+        limit_s: int = 60,
+        quiet_wait_s: int = 60,
+    ) -> None:
         commands = "".join(
             f"{name} = {json.dumps([sys.executable, str(PROGRAM), name, str(self.folder)])}\n"
             for name in ("start", "stop", "state")
         )
         self.config.write_text(
-            f'[upgrade]\nurls = ["{url}"]\ndevice_config = "device/device.toml"\n'
-            'environments = "environments"\nstate_dir = "updater"\nuser = "root"\n'
+            f"[upgrade]\nurls = {json.dumps([url, *more_urls])}\n"
+            'device_config = "device/device.toml"\nuser = "root"\n'
+            'environments = "environments"\nstate_dir = "updater"\n'
             f"[service]\n{commands}"
             f"[trial]\nhealthy_s = {healthy_s}\nlimit_s = {limit_s}\nquiet_wait_s = {quiet_wait_s}\n"
         )
@@ -74,15 +85,29 @@ class Board:
     def health(self) -> Health | None:
         return read_health(self.device.folder)
 
-    def status(self) -> Any:
+    def power_cut(self) -> None:
+        """Kill the service manager and the device at once."""
+        try:
+            keeper = int((self.folder / "service.pid").read_text())
+        except OSError:
+            return  # stopped at that moment
+        # They are a session of their own, see service_program.
+        with suppress(ProcessLookupError):
+            os.killpg(keeper, signal.SIGKILL)
+        wait_until(lambda: self.health() is None, what="the end of the device")
+        (self.folder / "service.pid").unlink()
+
+    def journal(self) -> Any:
         return json.loads((self.folder / "updater" / "journal.json").read_text())
 
-    def wait_connected(self, version: str) -> None:
+    def wait_connected(self, *versions: str) -> None:
+        """Until a device of one of these versions is connected."""
+
         def is_well() -> bool:
             health = self.health()
-            return health is not None and health.version == version and health.connected
+            return health is not None and health.version in versions and health.connected
 
-        wait_until(is_well, WAIT_S, what=f"a connected device of version {version}; it is {self.health()}")
+        wait_until(is_well, WAIT_S, what=f"a connected device of version {versions}")
 
     @contextmanager
     def running(self) -> Iterator[Board]:
@@ -93,4 +118,14 @@ class Board:
             self.service("stop")
 
 
-MakeBoard = Callable[..., Board]
+class Site(NamedTuple):
+    """One board and what it is connected to."""
+
+    board: Board
+    publisher: Publisher
+    server: RangeServer
+    open_miners: Callable[[], FakeMiners]
+
+
+Wheels = Mapping[str, Path]
+"""Folder of wheels by the name of the release."""
