@@ -14,6 +14,7 @@ import numpy as np
 
 from coordinator.authoring import activations, arrangement, losses
 from coordinator.authoring.step import Rule, Step
+from coordinator.authoring.update import OuterProduct, Product
 from edge_sdk.training.artifact import state_name
 from edge_sdk.training.network import Node, Op
 from edge_sdk.training.numpy_windows import average_divisors
@@ -47,14 +48,14 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.needs_gradient(value):
         step.flow(value, step.writer.add("Gemm", dy, state_name(weight), transB=1))
     if step.is_trained(weight):
-        step.descend(weight, step.writer.add("Gemm", step.values[value], dy, transA=1))
+        step.descend(weight, OuterProduct(step.values[value], dy))
     if step.is_trained(bias):
         step.descend(bias, bias_gradient(step, dy, axes=(0,)))
 
 
-def bias_gradient(step: Step, dy: str, *, axes: tuple[int, ...]) -> str:
+def bias_gradient(step: Step, dy: str, *, axes: tuple[int, ...]) -> Product:
     """Sum over every axis but the channels."""
-    return step.writer.add("ReduceSum", dy, step.writer.shape(*axes), keepdims=0)
+    return Product(step.writer.add("ReduceSum", dy, step.writer.shape(*axes), keepdims=0))
 
 
 def conv_forward(step: Step, node: Node) -> str:
@@ -74,7 +75,7 @@ def conv_backward(step: Step, node: Node, dy: str) -> None:
         step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
 
 
-def conv_weight_gradient(step: Step, node: Node, x: str, dy: str) -> str:
+def conv_weight_gradient(step: Step, node: Node, x: str, dy: str) -> Product:
     """Gradient dW: x with batch and channel exchanged, convolved with dy likewise; stride and dilation exchange.
 
     Groups stay groups: the channels of one group of x become the batch, and (group, batch) its channels.
@@ -103,7 +104,7 @@ def conv_weight_gradient(step: Step, node: Node, x: str, dy: str) -> str:
         gradient = writer.add(
             "Slice", gradient, writer.shape(*(0 for _ in axes)), writer.shape(*node.kernel), writer.shape(*axes)
         )
-    return writer.transpose(gradient, *order)
+    return Product(writer.transpose(gradient, *order))
 
 
 def conv_input_gradient(step: Step, node: Node, dy: str, weight: str) -> str:

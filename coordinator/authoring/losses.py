@@ -1,6 +1,7 @@
 """Rules of the losses: mean over the examples of the batch; one of weight 0 counts neither in the sum nor in the mean.
 
-Differentiation starts here, so that the incoming gradient is 1 and is not read.
+Differentiation starts here: the incoming gradient is not read, and what flows on is lr dL/dz. Scaled where it is
+smallest, the learning rate costs nothing per parameter.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import numpy as np
 
 from coordinator.authoring.graph import FLOAT
 from coordinator.authoring.step import Step
-from edge_sdk.training.artifact import SAMPLE_WEIGHT, Y
+from edge_sdk.training.artifact import LEARNING_RATE, SAMPLE_WEIGHT, Y
 from edge_sdk.training.network import Node
 
 
@@ -34,11 +35,11 @@ def cross_entropy_forward(step: Step, node: Node) -> str:
 
 
 def cross_entropy_backward(step: Step, node: Node, dy: str) -> None:
-    """Gradient: dz = (softmax(z) - t) / count."""
+    """Gradient: dz = lr (softmax(z) - t) / count."""
     del dy
     log_p, wanted, share = step.saved[node.output]
     difference = step.writer.add("Sub", step.writer.add("Exp", log_p), wanted)
-    step.flow(node.inputs[0], step.writer.add("Mul", difference, share))
+    step.flow(node.inputs[0], step.writer.add("Mul", difference, _rated(step, share)))
 
 
 def squared_error_forward(step: Step, node: Node) -> str:
@@ -52,11 +53,11 @@ def squared_error_forward(step: Step, node: Node) -> str:
 
 
 def squared_error_backward(step: Step, node: Node, dy: str) -> None:
-    """Gradient: dz = 2 (z - y) / (count outputs)."""
+    """Gradient: dz = lr 2 (z - y) / (count outputs)."""
     del dy
     writer = step.writer
     error, share = step.saved[node.output]
-    step.flow(node.inputs[0], writer.add("Mul", writer.add("Mul", error, writer.scalar(2.0)), share))
+    step.flow(node.inputs[0], writer.add("Mul", writer.add("Mul", error, writer.scalar(2.0)), _rated(step, share)))
 
 
 def binary_forward(step: Step, node: Node) -> str:
@@ -71,12 +72,16 @@ def binary_forward(step: Step, node: Node) -> str:
 
 
 def binary_backward(step: Step, node: Node, dy: str) -> None:
-    """Gradient: dz = (sigmoid(z) - y) / (count outputs)."""
+    """Gradient: dz = lr (sigmoid(z) - y) / (count outputs)."""
     del dy
     writer = step.writer
     (share,) = step.saved[node.output]
     difference = writer.add("Sub", writer.add("Sigmoid", step.values[node.inputs[0]]), Y)
-    step.flow(node.inputs[0], writer.add("Mul", difference, share))
+    step.flow(node.inputs[0], writer.add("Mul", difference, _rated(step, share)))
+
+
+def _rated(step: Step, share: str) -> str:
+    return step.writer.add("Mul", share, LEARNING_RATE)
 
 
 def _share(step: Step, factor: float) -> str:

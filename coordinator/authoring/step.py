@@ -64,9 +64,9 @@ class Step:
         known = self.gradients.get(value)
         self.gradients[value] = gradient if known is None else self.writer.add("Add", known, gradient)
 
-    def descend(self, tensor: str, product: str, scale: str = "") -> None:
-        """Hand over dL/d(tensor) = product * scale."""
-        self.tensor_gradients[tensor] = Gradient(product, scale)
+    def descend(self, tensor: str, gradient: Gradient) -> None:
+        """Hand over lr dL/d(tensor)."""
+        self.tensor_gradients[tensor] = gradient
         if not self.rule.clip_norm:
             write_updates(self, (tensor,))
 

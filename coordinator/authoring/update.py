@@ -10,7 +10,9 @@ Dividing by S makes SGD move in units of the grid (Lin et al. 2022, arXiv:2206.1
 as int16 in 2**-12 of a grid step and rounded towards zero: rounded to nearest, a velocity below 1 / (2 (1 - momentum))
 units would never decay.
 
-Without clipping, a tensor is updated as soon as its gradient is known; with it, when the norm over all is known.
+What reaches this module is lr g: the loss has multiplied. The gradient of a linear layer comes as its two factors, so
+that product and difference are one Gemm, and a scale per channel costs a multiplication per example instead of one per
+weight. A tensor is updated as soon as its gradient is known, or with clipping when the norm over all is.
 """
 
 from __future__ import annotations
@@ -35,91 +37,126 @@ _Q88_MIN, _Q88_MAX = -32_768.0, 32_767.0
 
 
 @dataclass(frozen=True, slots=True)
-class Gradient:
-    """dL/d(tensor) = product * scale; a scale of quantization stays apart, so that it costs nothing per element."""
+class Product:
+    """lr dL/d(tensor) as one value."""
 
-    product: str
-    scale: str = ""
-    """A scalar; empty: 1."""
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class OuterProduct:
+    """lr dL/d(tensor) = left^T right, not yet multiplied: (batch, in) and (batch, out)."""
+
+    left: str
+    right: str
+
+
+Gradient = Product | OuterProduct
 
 
 def write_updates(step: Step, tensors: Iterable[str]) -> None:
     """Write the update of tensors whose gradients are known: of all, where a clip norm is set."""
     names = tuple(tensors)
-    factor = _clip_factor(step, names) if step.rule.clip_norm else ""
+    if step.rule.prox:
+        for name in names:
+            _add_pull(step, name)
+    if step.rule.clip_norm:
+        _clip(step, names)
     for name in names:
         if step.is_quantized(name):
-            _move_quantized(step, name, factor)
+            _move_quantized(step, name)
         else:
-            _move_float(step, name, factor)
+            _move_float(step, name)
 
 
-def _clip_factor(step: Step, tensors: tuple[str, ...]) -> str:
-    """min(1, C / ||g||), written as C / max(||g||, C), which no zero divides."""
+def _add_pull(step: Step, name: str) -> None:
+    """Add lr prox (p - base) to a gradient."""
     writer = step.writer
-    squares = [_square_norm(step, name) for name in tensors]
-    norm = writer.add("Sqrt", writer.add("Sum", *squares) if len(squares) > 1 else squares[0])
-    bound = writer.scalar(step.rule.clip_norm)
-    return writer.add("Div", bound, writer.add("Max", norm, bound))
-
-
-def _square_norm(step: Step, name: str) -> str:
-    """Square of the L2 norm of one tensor's gradient, in units of the parameters."""
-    writer, gradient = step.writer, step.tensor_gradients[name]
-    if not step.rule.prox:
-        square = writer.add("ReduceSumSquare", gradient.product, keepdims=0)
-        return writer.add("Mul", square, _square(step, gradient.scale)) if gradient.scale else square
-    scaled = writer.add("Mul", gradient.product, gradient.scale) if gradient.scale else gradient.product
-    mu = writer.scalar(step.rule.prox)
+    now, base = state_name(name), state_name(base_key(name))
+    factor = writer.add("Mul", LEARNING_RATE, writer.scalar(step.rule.prox))
     if step.is_quantized(name):
-        scale = _per_channel(step, name, writer.add("Mul", scale_name(name), writer.scalar(1.0 / _states(step))))
-        mu = writer.add("Mul", mu, scale)
-    return writer.add(
-        "ReduceSumSquare", writer.add("Add", scaled, writer.add("Mul", _from_base(step, name), mu)), keepdims=0
-    )
+        now, base = writer.cast(now, FLOAT), writer.cast(base, FLOAT)
+        factor = writer.add("Mul", factor, writer.add("Mul", scale_name(name), writer.scalar(1.0 / _states(step))))
+        factor = _per_channel(step, name, factor)
+    pull = writer.add("Mul", writer.add("Sub", now, base), factor)
+    step.tensor_gradients[name] = Product(_sum(step, pull, step.tensor_gradients[name]))
 
 
-def _square(step: Step, value: str) -> str:
-    return step.writer.add("Mul", value, value)
+def _clip(step: Step, names: tuple[str, ...]) -> None:
+    """Multiply all gradients with min(1, C / ||g||), written as C lr / max(||lr g||, C lr), which no zero divides."""
+    writer = step.writer
+    values = {name: _multiplied(step, step.tensor_gradients[name]) for name in names}
+    squares = [writer.add("ReduceSumSquare", value, keepdims=0) for value in values.values()]
+    norm = writer.add("Sqrt", writer.add("Sum", *squares) if len(squares) > 1 else squares[0])
+    bound = writer.add("Mul", LEARNING_RATE, writer.scalar(step.rule.clip_norm))
+    factor = writer.add("Div", bound, writer.add("Max", norm, bound))
+    for name, value in values.items():
+        step.tensor_gradients[name] = Product(writer.add("Mul", value, factor))
 
 
-def _move_float(step: Step, name: str, factor: str) -> None:
+def _multiplied(step: Step, gradient: Gradient) -> str:
+    match gradient:
+        case Product(value):
+            return value
+        case OuterProduct(left, right):
+            return step.writer.add("Gemm", left, right, transA=1)
+
+
+def _move_float(step: Step, name: str) -> None:
     """Update p <- p - u in float32."""
-    writer, rule = step.writer, step.rule
-    gradient = step.tensor_gradients[name].product
-    if rule.prox:
-        gradient = writer.add("Add", gradient, writer.add("Mul", _from_base(step, name), writer.scalar(rule.prox)))
-    rate = writer.add("Mul", LEARNING_RATE, factor) if factor else LEARNING_RATE
-    move = writer.add("Mul", rate, gradient)
-    if rule.momentum:
+    writer, gradient, state = step.writer, step.tensor_gradients[name], state_name(name)
+    if step.rule.momentum:
         key = velocity_key(name)
-        move = writer.add("Add", writer.add("Mul", state_name(key), writer.scalar(rule.momentum)), move)
-        step.next_states[key] = move
-    step.next_states[name] = writer.add("Sub", state_name(name), move)
+        kept = writer.add("Mul", state_name(key), writer.scalar(step.rule.momentum))
+        step.next_states[key] = _sum(step, kept, gradient)
+        step.next_states[name] = writer.add("Sub", state, step.next_states[key])
+    else:
+        step.next_states[name] = _difference(step, state, gradient)
 
 
-def _move_quantized(step: Step, name: str, factor: str) -> None:
+def _move_quantized(step: Step, name: str) -> None:
     """Update Q <- sat(round(Q - u)), u in states or, while it is kept, in ``VELOCITY_UNITS`` of a grid step."""
-    writer, rule, gradient = step.writer, step.rule, step.tensor_gradients[name]
-    units = VELOCITY_UNITS if rule.momentum else _states(step)
-    rate = writer.add("Mul", LEARNING_RATE, factor) if factor else LEARNING_RATE
-    unit_rate = writer.add("Mul", rate, writer.scalar(units))
-    if gradient.scale:
-        unit_rate = writer.add("Mul", unit_rate, gradient.scale)
-    move = writer.add("Mul", gradient.product, _per_channel(step, name, writer.add("Div", unit_rate, scale_name(name))))
-    if rule.prox:
-        pull = writer.add("Mul", rate, writer.scalar(rule.prox * units / _states(step)))
-        move = writer.add("Add", move, writer.add("Mul", _from_base(step, name), pull))
-    if rule.momentum:
-        key = velocity_key(name)
-        kept = writer.add("Mul", writer.cast(state_name(key), FLOAT), writer.scalar(rule.momentum))
-        total = writer.add("Add", kept, move)
-        bounded = writer.add("Clip", total, writer.scalar(VELOCITY_MIN), writer.scalar(VELOCITY_MAX))
-        step.next_states[key] = writer.cast(bounded, INT16)  # a cast rounds towards zero
-        whole = writer.cast(step.next_states[key], FLOAT)
-        move = writer.add("Mul", whole, writer.scalar(_states(step) / VELOCITY_UNITS))
-    moved = writer.add("Sub", writer.cast(state_name(name), FLOAT), move)
-    step.next_states[name] = _rounded(step, name, moved)
+    writer = step.writer
+    state = writer.cast(state_name(name), FLOAT)
+    if not step.rule.momentum:
+        moved = _difference(step, state, _on_grid(step, name, _states(step)))
+        step.next_states[name] = _rounded(step, name, moved)
+        return
+    key = velocity_key(name)
+    kept = writer.add("Mul", writer.cast(state_name(key), FLOAT), writer.scalar(step.rule.momentum))
+    total = _sum(step, kept, _on_grid(step, name, VELOCITY_UNITS))
+    bounded = writer.add("Clip", total, writer.scalar(VELOCITY_MIN), writer.scalar(VELOCITY_MAX))
+    step.next_states[key] = writer.cast(bounded, INT16)  # a cast rounds towards zero
+    whole = writer.cast(step.next_states[key], FLOAT)
+    move = writer.add("Mul", whole, writer.scalar(_states(step) / VELOCITY_UNITS))
+    step.next_states[name] = _rounded(step, name, writer.add("Sub", state, move))
+
+
+def _on_grid(step: Step, name: str, units: float) -> Gradient:
+    """A gradient in ``units`` of a step of the grid: times units / S."""
+    writer = step.writer
+    factor = writer.add("Div", writer.scalar(units), scale_name(name))
+    match step.tensor_gradients[name]:
+        case Product(value):
+            return Product(writer.add("Mul", value, _per_channel(step, name, factor)))
+        case OuterProduct(left, right):
+            return OuterProduct(left, writer.add("Mul", right, factor))
+
+
+def _difference(step: Step, value: str, gradient: Gradient) -> str:
+    match gradient:
+        case Product(product):
+            return step.writer.add("Sub", value, product)
+        case OuterProduct(left, right):
+            return step.writer.add("Gemm", left, right, value, transA=1, alpha=-1.0)
+
+
+def _sum(step: Step, value: str, gradient: Gradient) -> str:
+    match gradient:
+        case Product(product):
+            return step.writer.add("Add", value, product)
+        case OuterProduct(left, right):
+            return step.writer.add("Gemm", left, right, value, transA=1)
 
 
 def _rounded(step: Step, name: str, moved: str) -> str:
@@ -132,14 +169,6 @@ def _rounded(step: Step, name: str, moved: str) -> str:
     noise = writer.add("Add", *noise_names(name))
     shifted = writer.add("Add", moved, writer.add("Sub", noise, writer.add("Round", noise)))
     return writer.add("QuantizeLinear", shifted, writer.scalar(1.0), writer.constant(np.array(0, np.int8)))
-
-
-def _from_base(step: Step, name: str) -> str:
-    """State less the state at the start of the job, float32."""
-    now, base = state_name(name), state_name(base_key(name))
-    if step.is_quantized(name):
-        now, base = step.writer.cast(now, FLOAT), step.writer.cast(base, FLOAT)
-    return step.writer.add("Sub", now, base)
 
 
 def _states(step: Step) -> int:

@@ -191,12 +191,8 @@ class _Pass:
             self.gradients[bias] = dy.sum(axis=0)
         is_quantized = weight in self.scales
         if self._is_trained(weight):
-            if is_quantized:
-                forward, gradient = self.saved[node.output], quantize_dynamic(dy)
-                product = exact_product(forward.centred.T, gradient.centred)
-                self.gradients[weight] = product * (forward.scale * gradient.scale)
-            else:
-                self.gradients[weight] = x.T @ dy
+            forward = self.saved[node.output] if is_quantized else None
+            self.gradients[weight] = x.T @ dy if forward is None else (forward.centred * forward.scale).T @ dy
         if value not in self.trainable:
             return
         if is_quantized:

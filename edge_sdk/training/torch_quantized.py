@@ -38,15 +38,14 @@ class QuantizedGemm(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def backward(ctx: Any, dy: Any) -> Any:
-        """Both products in integers."""
+        """The product with the weight in integers; the other takes the gradient as it is."""
         centred, x_scale, weight, scale = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
             scaled, h_scale = quantize_dynamic(dy * scale)
             dx = exact_product(scaled, weight.T) * h_scale
         if ctx.needs_input_grad[1]:
-            gradient, g_scale = quantize_dynamic(dy)
-            dw = exact_product(centred.T, gradient) * (x_scale * g_scale)
+            dw = (centred * x_scale).T @ dy
         return dx, dw, None
 
 

@@ -119,9 +119,9 @@ def test_int8_graph_is_the_oracle_step_by_step(rule: UpdateRule, scheme: Scheme)
             if value.dtype == np.float32:
                 assert difference.max() <= 1e-5
             else:
-                units = 16 if name in artifact.velocity_keys.values() else 4
-                assert difference.max() <= units
-                assert (difference > 0).mean() <= 5e-3
+                assert difference.max() <= (16 if name in artifact.velocity_keys.values() else 4)
+        tipped = [found[name] != value for name, value in expected.items() if value.dtype != np.float32]
+        assert np.concatenate([value.ravel() for value in tipped]).mean() <= 5e-3
         states = found
 
 
