@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import onnx
-from onnx import TensorProto, helper, shape_inference
-
+from coordinator.authoring.runtime_plan import plan_run
 from edge_sdk.training.artifact import LOSS
 from edge_sdk.training.network import Op, infer_shapes
 
@@ -82,33 +80,7 @@ def step_cost(artifact: Artifact) -> StepCost:
 
 def _graph_bytes(artifact: Artifact) -> tuple[int, int]:
     """Bytes of the state in and out, and the peak of all other tensors."""
-    model = onnx.load_model_from_string(artifact.train_onnx)
-    graph = shape_inference.infer_shapes(model, strict_mode=True).graph
-    values = (*graph.input, *graph.output, *graph.value_info)
-    sizes = {value.name: _value_bytes(value.type.tensor_type) for value in values}
-    sizes |= {tensor.name: _tensor_bytes(tensor) for tensor in graph.initializer}
-    examples = {name for name in artifact.train_inputs if not name.endswith((".state", ".scale"))} | {LOSS}
-    state = {*artifact.train_inputs, *artifact.train_outputs} - examples
-    last_use = {name: place for place, node in enumerate(graph.node) for name in node.input}
-    alive = sum(sizes[name] for name in (*examples, *(tensor.name for tensor in graph.initializer)))
-    peak = alive
-    for place, node in enumerate(graph.node):
-        made = [name for name in node.output if name and name not in state and node.op_type != "Identity"]
-        alive += sum(sizes[name] for name in made)
-        peak = max(peak, alive)
-        ended = {name for name in (*node.input, *made) if name in sizes and last_use.get(name, place) == place}
-        alive -= sum(sizes[name] for name in ended if name not in state and name not in examples)
-    return sum(sizes[name] for name in state), peak
-
-
-def _value_bytes(kind: Any) -> int:
-    elements: int = math.prod(size.dim_value for size in kind.shape.dim)
-    return elements * _item_bytes(kind.elem_type)
-
-
-def _tensor_bytes(tensor: TensorProto) -> int:
-    return math.prod(tensor.dims) * _item_bytes(tensor.data_type)
-
-
-def _item_bytes(kind: int) -> int:
-    return int(helper.tensor_dtype_to_np_dtype(kind).itemsize)
+    plan = plan_run(artifact.train_onnx)
+    state = {name: size for name, size in plan.inputs.items() if name.endswith((".state", ".scale"))}
+    results = sum(size for name, size in plan.outputs.items() if name != LOSS)
+    return sum(state.values()) + results, sum(plan.inputs.values()) - sum(state.values()) + max(plan.lives())
