@@ -2,6 +2,7 @@
 #
 #   make demo ARGS="--quick --seed 7"     whole fleet on this machine
 #   make test | test-full | bench         suites (see tests/)
+#   make board-test                       an emulated arm64 board, from Debian's archive to an upgrade (root, 10 to 30 min)
 #   make check                            format, lint, types, layers, quick tests
 #   make test WITH_TORCH=no               without the comparisons against torch (a large download)
 #   make PYTHON=python3.13 demo           another interpreter
@@ -22,7 +23,7 @@ FLWR_STAMP := .venv-flwr/.installed
 # One thread per process: suites start many processes, and times must not depend on the number of cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
-.PHONY: help demo check test test-full bench broker image-tools clean distclean
+.PHONY: help demo check test test-full bench broker image-tools board-test board-tools clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -93,6 +94,21 @@ $(FLWR_STAMP):
 # Rows stay in bench-results/; the table at the end holds all of them. ARGS="-k fleet" measures a part.
 bench: $(TEST_STAMP) $(FLWR_STAMP) broker $(filter check test test-full,$(MAKECMDGOALS))
 	@$(ONE_THREAD) $(BIN)/python -m pytest -s -m bench tests/bench $(ARGS)
+
+# Debian packages that build and boot an arm64 system. Slow pieces stay in $$FLCHAIN_CACHE, else ~/.cache/edge-flchain.
+BOARD_PACKAGES := mmdebstrap debian-archive-keyring qemu-user-static qemu-system-arm e2fsprogs fdisk kmod mosquitto
+board-tools:
+	@if [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then \
+		echo "make board-test needs root on Debian or Ubuntu" >&2; exit 1; \
+	elif ! dpkg -s $(BOARD_PACKAGES) >/dev/null 2>&1; then \
+		echo "installing $(BOARD_PACKAGES)"; \
+		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+			$(BOARD_PACKAGES); } >/dev/null; \
+	fi
+
+# ARGS="--report board.json" writes what was found.
+board-test: $(TEST_STAMP) board-tools image-tools
+	@$(ONE_THREAD) $(BIN)/python -m tools.board_test $(ARGS)
 
 clean:
 	rm -rf build dist ./*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis runs bench-results
