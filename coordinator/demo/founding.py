@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from coordinator.broker import mosquitto
 from coordinator.broker.child import BrokerProcess, free_port
 from coordinator.broker.local import BrokerKind, installed_kind, make_passwords, prepare_local
+from coordinator.codec_choice import with_codec
 from coordinator.demo import settings
 from coordinator.demo.layout import DevicePlace, MinerPlace, place_devices, place_miners
 from coordinator.demo.material import Material, write_examples
@@ -29,7 +30,6 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.digest import genesis_digest
 from edge_sdk.protocol.ids import ChainId, TaskId
-from edge_sdk.protocol.limits import SPSA_CODES_MAX
 from edge_sdk.protocol.messages import Algorithm, Codec, Genesis, MinerRecord, TaskParams
 
 PHASE_S: Final = 3.0
@@ -160,9 +160,8 @@ def _genesis(options: Options, workspace: Workspace, material: Material, miners:
 
 
 def _rules(options: Options, material: Material) -> TaskParams:
-    preset, codec = options.preset, options.codec
-    is_spsa = codec.codec is Codec.SPSA
-    return TaskParams(
+    preset = options.preset
+    rules = TaskParams(
         block_size=options.block_size,
         tau_ms=round(options.tau_s * MILLI),
         phase_ms=round(PHASE_S * MILLI),
@@ -172,15 +171,15 @@ def _rules(options: Options, material: Material) -> TaskParams:
         method="fedbuff",
         server_rate_q16=Q16,
         clip_norm_q16=round(preset.clip_norm * Q16),
-        codec=codec.codec,
+        codec=Codec.INT8_DENSE,
         expiry_heights=EXPIRY_HEIGHTS,
         certificate_ttl_s=CERTIFICATE_TTL_S,
-        local_steps=SPSA_CODES_MAX if is_spsa else preset.local_steps,
+        local_steps=preset.local_steps,
         batch=material.artifact.batch,
-        learning_rate_q24=round((preset.spsa_learning_rate if is_spsa else preset.learning_rate) * Q24),
+        learning_rate_q24=round(preset.learning_rate * Q24),
         example_count_max=len(material.data.y_train),
-        top_share_q16=codec.top_share_q16,
     )
+    return with_codec(rules, options.codec, spsa_learning_rate=preset.spsa_learning_rate)
 
 
 def _open_office(workspace: Workspace, devices: Sequence[DevicePlace]) -> settings.Office:

@@ -47,7 +47,7 @@ PRESETS: Final[dict[str, Preset]] = {
         clip_norm=2.5,
         margin_permille=25,
         staleness_max=8,
-        spsa_learning_rate=0.003,
+        spsa_learning_rate=0.006,
         baseline_epochs_max=40,
     ),
     "idx": Preset(
