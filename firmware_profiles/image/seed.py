@@ -147,23 +147,29 @@ def _nocloud(payload: Payload, folder: str) -> Mapping[str, Content]:
         ["systemctl", "start", "--no-block", unit],
     ]
     user = {"hostname": device_id, "preserve_hostname": False, "runcmd": commands}
-    network: dict[str, object] = {
-        "version": 2,
-        "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
-    }
-    if payload.wifi is not None:
-        wlan: dict[str, object] = {
-            "dhcp4": True,
-            "optional": True,
-            "access-points": {payload.wifi.ssid: {"password": payload.wifi.psk}},
-        }
-        if payload.wifi.country is not None:
-            wlan["regulatory-domain"] = payload.wifi.country
-        network["wifis"] = {"wlan0": wlan}
-    return {
+    files = {
         "user-data": Content(f"#cloud-config\n{json.dumps(user, indent=2)}\n".encode()),
         "meta-data": Content(f"{json.dumps({'instance-id': instance, 'local-hostname': device_id})}\n".encode()),
-        "network-config": Content(f"{json.dumps(network, indent=2)}\n".encode()),
+    }
+    if payload.wifi is not None:
+        files["network-config"] = Content(f"{json.dumps(_network(payload.wifi), indent=2)}\n".encode())
+    return files
+
+
+def _network(wifi: Wifi) -> Mapping[str, object]:
+    """Wired and wireless, for netplan and NetworkManager.
+
+    A board without Wi-Fi gets none of this: cloud-init then asks for an address on the port that it finds, whatever
+    manages the network. Its renderer for systemd-networkd takes ``wired`` for the name of a port and ignores the match
+    (cloud-init 25.1, seen on the emulated board): the board would never come online.
+    """
+    wlan: dict[str, object] = {"dhcp4": True, "optional": True, "access-points": {wifi.ssid: {"password": wifi.psk}}}
+    if wifi.country is not None:
+        wlan["regulatory-domain"] = wifi.country
+    return {
+        "version": 2,
+        "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
+        "wifis": {"wlan0": wlan},
     }
 
 
