@@ -29,15 +29,17 @@ DENSE: Final = "int8"
 LOSS_MAX: Final = 0.005
 """Half a point of accuracy."""
 FP32_BYTES: Final = 4
+CURVE_VERSIONS: Final = 10
 BARS: Final = {"topk": 16.0, "sign": 28.0}
 """Payloads are to be so many times smaller than float32, at a loss of ``LOSS_MAX``."""
 SPSA_BYTES_MAX: Final = 64
 
 
 class CountingFleet(Fleet):
-    """Notes the length of every payload."""
+    """Notes the length of every payload, and the test accuracy on the way."""
 
     payload_bytes: list[int]
+    curve: list[tuple[int, float]]
 
     def train(self, device: int, base_version: int) -> Pending | None:
         """Run one job, and weigh what it would send."""
@@ -46,11 +48,20 @@ class CountingFleet(Fleet):
             self.payload_bytes.append(len(to_bytes(update.payload)))
         return update
 
+    def cut(self, block: list[Pending]) -> None:
+        """Merge a block; look at the model every ``CURVE_VERSIONS``."""
+        before = len(self.models)
+        super().cut(block)
+        version = len(self.models) - 1
+        if len(self.models) > before and version % CURVE_VERSIONS == 0:
+            accuracy = self.trainer.evaluate(self.models[-1], self.data.x_test, self.data.y_test).accuracy
+            self.curve.append((version, round(accuracy, 4)))
+
 
 def measure(codec: str, seed: int, data: LabelledData, *, versions: int) -> dict[str, Any]:
     """One run, as a row."""
     fleet = CountingFleet("none", seed, data, parse_codec(codec))
-    fleet.payload_bytes = []
+    fleet.payload_bytes, fleet.curve = [], []
     start_s = time.monotonic()
     accuracy = fleet.run(versions)
     fp32_bytes = FP32_BYTES * sum(math.prod(tensor.shape) for tensor in fleet.models[0].tensors)
@@ -60,6 +71,7 @@ def measure(codec: str, seed: int, data: LabelledData, *, versions: int) -> dict
         "seed": seed,
         "versions": versions,
         "accuracy": round(accuracy, 4),
+        "curve": fleet.curve,
         "payload_mean": round(payload_bytes, 1),
         "payload_max": max(fleet.payload_bytes),
         "fp32_bytes": fp32_bytes,
