@@ -39,6 +39,7 @@ class MinerConfig:
     http_host: str
     http_port: int
     public_url: str
+    software_dir: Path | None
     peers: dict[MinerId, str]
     blob_retention_blocks: int
     backend: str
@@ -108,6 +109,7 @@ SCHEMA: Final[Schema] = (
             Key("host", Kind.TEXT, "Address to listen on.", default="127.0.0.1", minimum=1),
             Key("port", Kind.INTEGER, "TCP port.", default=8080, minimum=1, maximum=_PORT_MAX),
             Key("public_url", Kind.TEXT, "Address that devices are told; empty: http://HOST:PORT.", default=None),
+            Key("software_dir", Kind.PATH, "Repository of flchain upgrade, served at /v1/software.", default=None),
         ),
     ),
     ENROLMENT_SECTION,
@@ -185,6 +187,7 @@ def load_config(path: Path) -> MinerConfig:
         http_host=host,
         http_port=port,
         public_url=_url(http.text_or_none("public_url") or f"http://{host}:{port}", path, "[http] public_url"),
+        software_dir=http.path_or_none("software_dir"),
         peers=_peers(values.table("peers"), path),
         blob_retention_blocks=values.table("retention").integer("blob_blocks"),
         backend=values.table("validation").text("backend"),

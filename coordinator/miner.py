@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 from coordinator.abci_handler import MinerHandler
 from coordinator.application import Application, Finalized
@@ -40,6 +41,7 @@ from coordinator.rounds import open_phase
 from coordinator.serving.http import create_app
 from coordinator.serving.metrics import MinerMetrics
 from coordinator.serving.service import HttpService
+from coordinator.serving.software import Software
 from coordinator.submission import Submitter
 from coordinator.upload_form import blob_bytes_max, upload_check
 from coordinator.worker import Worker
@@ -52,6 +54,9 @@ from edge_sdk.protocol import topics
 from edge_sdk.protocol.ids import DeviceId
 from edge_sdk.protocol.messages import Domain
 from edge_sdk.training.codecs.reading import UpdateForm
+
+if TYPE_CHECKING:
+    from starlette.routing import Route
 
 log = logging.getLogger(__name__)
 
@@ -139,11 +144,18 @@ class Miner:
                 self._view,
                 self._log.submit,
                 self._metrics,
-                further=[] if self._enrolment is None else self._enrolment.routes,
+                further=self._further_routes(),
             ),
             host=config.http_host,
             port=config.http_port,
         )
+
+    def _further_routes(self) -> list[Route]:
+        """Routes of the registrar, and of the software repository that lies beside the models."""
+        routes = [] if self._enrolment is None else self._enrolment.routes
+        if self._config.software_dir is not None:
+            routes = [*routes, *Software(self._config.software_dir, count=self._metrics.count_blob_bytes).routes]
+        return routes
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until ``stop`` is set, then close everything in order.

@@ -6,29 +6,26 @@ paths are parsed to numbers and digests before anything is looked up: no path of
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import anyio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from coordinator.serving.body import read_body
 from coordinator.serving.documents import base64_text, block_document, health_document, model_document
 from coordinator.serving.errors import SAFE_HEADERS, http_failure, internal_failure
+from coordinator.serving.files import IMMUTABLE, REVALIDATE, immutable_file, short_answer
 from coordinator.serving.metrics import MinerMetrics
 from coordinator.serving.observe import CountResponses
-from coordinator.serving.ranges import Span, UnsatisfiableRangeError, is_fresh, select_span
 from coordinator.serving.view import ChainView, ModelView, Submit
 from edge_sdk.errors import RemoteProtocolError, TransportError
 from edge_sdk.protocol.ids import Digest
@@ -44,13 +41,9 @@ BLOCKS_PER_PAGE: Final = 20
 BLOCKS_PER_PAGE_MAX: Final = 100
 SUBMISSIONS_MAX: Final = 16
 """Transactions that wait for the log at once; the next sender is told to come back."""
-PIECE_BYTES: Final = 256 * 1024
-"""A blob is read and sent in pieces of this size: the memory of one download."""
 
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 _HEX_DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
-_IMMUTABLE: Final = "public, max-age=31536000, immutable"
-_REVALIDATE: Final = "no-cache"
 _REASONS: Final = frozenset(Reason)
 _RETRY_LATER: Final = {"retry-after": "1"}
 
@@ -132,43 +125,17 @@ class Endpoints:
         found = self._view.outcome(digest)
         if found is None:
             raise HTTPException(HTTPStatus.NOT_FOUND, "no certified outcome of this update")
-        return _document(request, {"update_digest": digest.hex(), "outcome": base64_text(found)}, cache=_IMMUTABLE)
+        return _document(request, {"update_digest": digest.hex(), "outcome": base64_text(found)}, cache=IMMUTABLE)
 
     async def genesis(self, request: Request) -> Response:
         """Bytes of the trust anchor; a client compares their SHA-256 with what it was given."""
-        return _bytes(request, self._view.genesis(), media_type="application/cbor", cache=_IMMUTABLE)
+        return short_answer(request, self._view.genesis(), media_type="application/cbor", cache=IMMUTABLE)
 
     async def blob(self, request: Request) -> Response:
         """Bytes of a blob, or a range of them, straight from its file."""
         digest = _digest(request)
         path = self._view.blob_path(digest)
-        size = None if path is None else await _file_bytes(path)
-        if path is None or size is None:
-            raise HTTPException(HTTPStatus.NOT_FOUND, "no such blob here")
-        etag = f'"{digest.hex()}"'
-        headers = {"etag": etag, "accept-ranges": "bytes", "cache-control": _IMMUTABLE} | SAFE_HEADERS
-        if is_fresh(request.headers.get("if-none-match"), etag):
-            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-        try:
-            span = select_span(
-                size,
-                range_header=request.headers.get("range"),
-                if_range=request.headers.get("if-range"),
-                etag=etag,
-            )
-        except UnsatisfiableRangeError as error:
-            detail = f"the blob has {size} bytes"
-            unsatisfied = {"content-range": f"bytes */{size}"}
-            raise HTTPException(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, detail, headers=unsatisfied) from error
-        headers["content-length"] = str(span.length)
-        if span.partial:
-            headers["content-range"] = span.content_range
-        status = HTTPStatus.PARTIAL_CONTENT if span.partial else HTTPStatus.OK
-        media_type = "application/octet-stream"
-        if request.method == "HEAD":
-            return Response(status_code=status, headers=headers, media_type=media_type)
-        self._metrics.count_blob_bytes(span.length)
-        return StreamingResponse(_pieces(path, span), status_code=status, headers=headers, media_type=media_type)
+        return await immutable_file(request, path, digest, what="blob", count=self._metrics.count_blob_bytes)
 
     async def post_transaction(self, request: Request) -> Response:
         """Hand a signed envelope to the ordered log: 202 when its first check passes, 422 with the reason when not."""
@@ -222,35 +189,5 @@ def _digest(request: Request) -> Digest:
     return Digest(bytes.fromhex(text))
 
 
-def _document(request: Request, document: dict[str, Any], *, cache: str = _REVALIDATE) -> Response:
-    return _bytes(request, json.dumps(document).encode(), media_type="application/json", cache=cache)
-
-
-def _bytes(request: Request, data: bytes, *, media_type: str, cache: str) -> Response:
-    """A short answer, tagged by its content, so that polling costs a 304."""
-    etag = f'"{hashlib.sha256(data).hexdigest()}"'
-    headers = {"etag": etag, "cache-control": cache} | SAFE_HEADERS
-    if is_fresh(request.headers.get("if-none-match"), etag):
-        return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=headers)
-    return Response(data, media_type=media_type, headers=headers)
-
-
-async def _file_bytes(path: Path) -> int | None:
-    """Size of a blob's file; None where there is none."""
-    try:
-        return (await asyncio.to_thread(path.stat)).st_size
-    except FileNotFoundError:
-        return None
-
-
-async def _pieces(path: Path, span: Span) -> AsyncIterator[bytes]:
-    """Bytes of a span. A file that is cut short meanwhile ends the transfer early: the client sees a wrong length."""
-    async with await anyio.open_file(path, "rb") as file:
-        await file.seek(span.start)
-        left = span.length
-        while left:
-            piece = await file.read(min(PIECE_BYTES, left))
-            if not piece:
-                return
-            left -= len(piece)
-            yield piece
+def _document(request: Request, document: dict[str, Any], *, cache: str = REVALIDATE) -> Response:
+    return short_answer(request, json.dumps(document).encode(), media_type="application/json", cache=cache)

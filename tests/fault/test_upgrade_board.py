@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT
+from edge_sdk.upgrade.journal import Phase
 from tests.support.software import RangeServer
 from tests.support.upgrade_board import Site, Wheels
 
@@ -23,7 +24,7 @@ def check_old_runs(site: Site, version: str = "0.1.0") -> None:
     site.board.wait_connected(version)
     links = {site.board.environments.target(link) for link in (CURRENT, COMMITTED)}
     assert len(links) == 1
-    assert site.board.journal()["phase"] == "idle"
+    assert site.board.journal().phase is Phase.IDLE
 
 
 def test_release_over_a_bad_link_is_committed(site: Site, wheels: Wheels) -> None:

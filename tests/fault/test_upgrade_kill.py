@@ -5,6 +5,7 @@ import signal
 import pytest
 
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT
+from edge_sdk.upgrade.journal import Phase
 from tests.support.upgrade_board import Site, Wheels
 
 pytestmark = [pytest.mark.network, pytest.mark.fault]
@@ -52,7 +53,7 @@ def cut(site: Site, failpoint: str) -> None:
 
 def check_decided(site: Site, version: str) -> None:
     site.board.wait_connected(version)
-    assert site.board.journal()["phase"] == "idle"
+    assert site.board.journal().phase is Phase.IDLE
     assert site.board.environments.target(CURRENT) == site.board.environments.target(COMMITTED)
 
 

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from edge_sdk.adapters.health_file import Health, read_health
 from edge_sdk.protocol.messages import Genesis
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
+from edge_sdk.upgrade.journal import Journal, JournalFile
 from tests.support.device_process import DeviceProcess, wait_until
 from tests.support.fake_miners import FakeMiners
 from tests.support.software import Publisher, RangeServer
@@ -97,8 +98,8 @@ class Board:
         wait_until(lambda: self.health() is None, what="the end of the device")
         (self.folder / "service.pid").unlink()
 
-    def journal(self) -> Any:
-        return json.loads((self.folder / "updater" / "journal.json").read_text())
+    def journal(self) -> Journal:
+        return JournalFile(self.folder / "updater" / "journal.json").read()
 
     def wait_connected(self, *versions: str) -> None:
         """Until a device of one of these versions is connected."""

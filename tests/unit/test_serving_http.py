@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from coordinator.serving import http
+from coordinator.serving import files
 from coordinator.serving.http import BLOCKS_PER_PAGE_MAX, create_app
 from coordinator.serving.metrics import MinerMetrics
 from edge_sdk.errors import ConnectError
@@ -103,7 +103,7 @@ def test_whole_blob(client: TestClient, view: FakeView, metrics: MinerMetrics) -
 
 
 def test_blob_longer_than_a_piece(client: TestClient, view: FakeView, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "PIECE_BYTES", 100)
+    monkeypatch.setattr(files, "PIECE_BYTES", 100)
     assert client.get(blob_path(view)).content == BLOB
     assert client.get(blob_path(view), headers={"range": "bytes=50-349"}).content == BLOB[50:350]
 

@@ -1,5 +1,6 @@
 """The example files are what the schemas say, and they load: documentation that cannot go stale."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,8 @@ from coordinator.ordering.sequencer_config import SCHEMA as SEQUENCER_SCHEMA
 from coordinator.ordering.sequencer_config import SequencerConfig
 from edge_sdk.config import Schema, example
 from edge_sdk.protocol.ids import MinerId, TaskId
+from edge_sdk.upgrade.config import SCHEMA as UPGRADE_SCHEMA
+from edge_sdk.upgrade.config import UpgradeConfig
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MINERS = [MinerId(f"m{index}") for index in range(4)]
@@ -26,17 +29,19 @@ MINERS = [MinerId(f"m{index}") for index in range(4)]
             SEQUENCER_SCHEMA,
             {"chain_id": "flchain", "genesis_file": "genesis.cbor", "id": "m0", "abci": "miners/m0/abci.sock"},
         ),
+        ("upgrade.toml", UPGRADE_SCHEMA, {"urls": ["https://m0.example:8080/v1/software"]}),
     ],
 )
-def test_example_is_the_schema(name: str, schema: Schema, required: dict[str, str]) -> None:
+def test_example_is_the_schema(name: str, schema: Schema, required: dict[str, str | list[str]]) -> None:
     text = example(schema)
     for key, value in required.items():
-        text = text.replace(f"\n{key} =\n", f'\n{key} = "{value}"\n')
+        text = text.replace(f"\n{key} =\n", f"\n{key} = {json.dumps(value)}\n")
     assert (EXAMPLES / name).read_text() == text
 
 
 def test_examples_load() -> None:
     assert load_config(EXAMPLES / "miner.toml").miner_id == "m0"
+    assert UpgradeConfig.load(EXAMPLES / "upgrade.toml").unit == "flchain-device.service"
     assert SequencerConfig.load(EXAMPLES / "sequencer.toml").chain_id == "flchain"
 
 
