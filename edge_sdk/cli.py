@@ -1,4 +1,4 @@
-"""``flchain device run|upgrade|enrol|status|doctor --config FILE``.
+"""``flchain device run|upgrade|enrol|status|doctor|feed --config FILE``.
 
 Exit status: 0 done, 1 it did not work (one line says why), 2 the command line or the configuration is wrong.
 """
@@ -24,6 +24,8 @@ log: Final = logging.getLogger(__name__)
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
+STDIN: Final = 0
+"""File descriptor of standard input."""
 
 
 def main(argv: list[str]) -> int:
@@ -41,7 +43,14 @@ def main(argv: list[str]) -> int:
         return cli_upgrade.main(argv[1:])
     arguments = _parser().parse_args(argv)
     log_to_stderr(level=logging.DEBUG if arguments.verbose else logging.INFO)
-    commands = {"run": _run, "enrol": _enrol, "rotate-key": _rotate, "status": _status, "doctor": _doctor}
+    commands = {
+        "run": _run,
+        "enrol": _enrol,
+        "rotate-key": _rotate,
+        "status": _status,
+        "doctor": _doctor,
+        "feed": _feed,
+    }
     try:
         return commands[arguments.command](DeviceConfig.load(arguments.config), arguments)
     except ConfigError as error:
@@ -154,6 +163,13 @@ def _status(config: DeviceConfig, _: argparse.Namespace) -> int:
     return 0
 
 
+def _feed(config: DeviceConfig, arguments: argparse.Namespace) -> int:
+    from edge_sdk.device.feed import feed
+
+    print(feed(config, STDIN, is_resumed=arguments.resume))
+    return 0
+
+
 def _doctor(config: DeviceConfig, arguments: argparse.Namespace) -> int:
     from edge_sdk.device.doctor import examine
     from edge_sdk.device.findings import Level
@@ -176,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         "rotate-key": "replace this board's key: the old one signs for the new one; stop the device first",
         "status": "print what is on the disk as JSON",
         "doctor": "say what is wrong and how to mend it",
+        "feed": 'rows from standard input into the replay buffer; a line is {"x": [numbers], "y": label}',
     }
     for name, text in texts.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -188,6 +205,9 @@ def _parser() -> argparse.ArgumentParser:
         if name == "doctor":
             look = "look at a copy of a board's /sys, /proc, /run and /etc (default: this board)"
             command.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help=look)
+        if name == "feed":
+            again = "the stream begins where it once began: pass over the rows that the buffer has seen"
+            command.add_argument("--resume", action="store_true", help=again)
         command.add_argument("--verbose", action="store_true", help="log more")
     commands.add_parser("upgrade", help="look for a release of this client, install it, keep it if it is well")
     return parser

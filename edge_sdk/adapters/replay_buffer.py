@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from edge_sdk.training.reservoir import ClassCount
 
-SUFFIX: Final = ".sqlite3"
 ROWS_MAX: Final = 4_096
 BYTES_MAX: Final = 64 * 1024 * 1024
 _FORMAT: Final = 1

@@ -11,6 +11,7 @@ from edge_sdk.errors import TrainingError
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+SUFFIX: Final = ".sqlite3"
 PAGE_BYTES: Final = 4_096
 _ROW_HEAD_BYTES: Final = 48
 """Numbers and lengths of a row; its entry in the index is counted apart."""

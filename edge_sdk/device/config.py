@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from edge_sdk.adapters.mqtt import BrokerSettings
+from edge_sdk.adapters.replay_form import SUFFIX as REPLAY_SUFFIX
 from edge_sdk.config import Key, Kind, Schema, Section, Table, is_url, load
 from edge_sdk.errors import ConfigError, DecodeError
 from edge_sdk.governor import Limits
@@ -46,7 +47,11 @@ SCHEMA: Final[Schema] = (
         (
             Key("id", Kind.TEXT, "Name: lower-case letters, digits, hyphens.", minimum=1, maximum=NAME_CHARS_MAX),
             Key("task", Kind.TEXT, "Name of the learning task.", minimum=1, maximum=NAME_CHARS_MAX),
-            Key("data", Kind.PATH, "Examples: an .npz with arrays x and y, or a folder with x.npy and y.npy."),
+            Key(
+                "data",
+                Kind.PATH,
+                "Examples: an .npz with x and y, a folder with x.npy and y.npy, or a replay buffer NAME.sqlite3.",
+            ),
             Key("work_dir", Kind.PATH, "State of this device.", "."),
             Key("seed", Kind.INTEGER, "Seed of batch order.", 0, minimum=0, maximum=2**53),
             Key("slowdown", Kind.NUMBER, "Stretches training time, to play a slow board.", 1.0, minimum=1, maximum=100),
@@ -107,6 +112,36 @@ SCHEMA: Final[Schema] = (
                 2,
                 minimum=1,
                 maximum=4,
+            ),
+            Key(
+                "personal_alpha",
+                Kind.NUMBER,
+                "Share of this board's own parameters in its personal model; empty = no personal model.",
+                None,
+                minimum=0,
+                maximum=1,
+            ),
+            Key(
+                "personal_search",
+                Kind.FLAG,
+                "Keep a personal model whose share is the best of 0.50, 0.53 ... 0.77 on held-out examples.",
+                default=False,
+            ),
+        ),
+    ),
+    Section(
+        "replay",
+        "Bounds of a replay buffer, which flchain device feed fills; fixed once it is made.",
+        (
+            Key("rows_max", Kind.INTEGER, "Rows kept at most.", 4_096, minimum=1, maximum=1_000_000),
+            Key(
+                "bytes_max",
+                Kind.INTEGER,
+                "Longest file.",
+                64 * 2**20,
+                unit="bytes",
+                minimum=256 * 1024,
+                maximum=16 * 2**30,
             ),
         ),
     ),
@@ -184,6 +219,10 @@ class DeviceConfig:
     learning_rate: float | None
     checkpoint_s: float
     in_flight: int
+    personal_alpha: float | None
+    personal_search: bool
+    replay_rows_max: int
+    replay_bytes_max: int
     outbox_bytes: int
     outbox_age_s: int
     limits: Limits
@@ -208,6 +247,21 @@ class DeviceConfig:
         return self.work_dir / "base"
 
     @property
+    def is_replay(self) -> bool:
+        """Whether the examples are a replay buffer."""
+        return self.data.suffix == REPLAY_SUFFIX
+
+    @property
+    def is_personal(self) -> bool:
+        """Whether this board keeps a personal model."""
+        return self.personal_search or self.personal_alpha is not None
+
+    @property
+    def personal_file(self) -> Path:
+        """The personal model and what is known of it."""
+        return self.work_dir / "personal.cbor"
+
+    @property
     def record_file(self) -> Path:
         """The run record."""
         return self.work_dir / "run.jsonl"
@@ -222,6 +276,7 @@ class DeviceConfig:
         values = load(path, SCHEMA)
         device, keys, trust = values.table("device"), values.table("keys"), values.table("trust")
         enrolment, miners, training = values.table("enrolment"), values.table("miners"), values.table("training")
+        replay = values.table("replay")
         bounds, governor, board = values.table("limits"), values.table("governor"), values.table("board")
         return cls(
             path=path,
@@ -250,6 +305,10 @@ class DeviceConfig:
             learning_rate=training.number_or_none("learning_rate"),
             checkpoint_s=training.number("checkpoint_s"),
             in_flight=training.integer("in_flight"),
+            personal_alpha=training.number_or_none("personal_alpha"),
+            personal_search=training.flag("personal_search"),
+            replay_rows_max=replay.integer("rows_max"),
+            replay_bytes_max=replay.integer("bytes_max"),
             outbox_bytes=bounds.integer("outbox_bytes"),
             outbox_age_s=bounds.integer("outbox_age_s"),
             limits=_limits(path, governor),

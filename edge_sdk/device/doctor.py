@@ -176,6 +176,9 @@ def _artifact(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding
 
 
 def _data(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
+    if config.is_replay and not config.data.exists():
+        yield Finding(Level.WARN, "data", f"{config.data}: no rows yet", "feed it: flchain device feed < rows")
+        return
     if not config.data.exists():
         yield Finding(Level.FAIL, "data", f"{config.data} is not there", "set [device] data to the examples")
         return

@@ -21,6 +21,8 @@ from edge_sdk.adapters.durable_files import make_private_directory, read_file, w
 from edge_sdk.adapters.slots import decode_model
 from edge_sdk.device import adversary, encoding
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.examples import LocalExamples
+from edge_sdk.device.personal import SELF_TEST_ROWS, Personal
 from edge_sdk.errors import CorruptStoreError, DecodeError, EdgeFLError, TrainingError
 from edge_sdk.protocol import codec, cose
 from edge_sdk.protocol.digest import sha256, update_digest
@@ -134,6 +136,9 @@ class Trainers:
         self._genesis = genesis
         self._stopping = stopping
         self.files = JobFiles(config.job_dir)
+        self._examples_here = LocalExamples(config)
+        self.personal = Personal(config, genesis) if config.is_personal else None
+        """Keeps the personal model, where this board is to have one."""
         self.gate = threading.Event()
         """Set while the governor lets a job run."""
         self.gate.set()
@@ -157,21 +162,26 @@ class Trainers:
         Raises:
             TrainingError: artifact or data cannot be used.
         """
-        return len(self._load_dataset(self._load_artifact()))
+        return self._examples_here.count(self._load_artifact())
 
-    def self_test(self, params: ModelParams) -> float:
-        """Mean loss of a model on a few local examples.
+    def self_test(self, params: ModelParams, version: int) -> float:
+        """Mean loss of a model on a few local examples; while there are none yet, on one of zeros.
 
         Raises:
             TrainingError: it does not fit the artifact or gives a value that is not finite.
+            StoreError: the examples cannot be read.
         """
         artifact = self._load_artifact()
-        dataset = self._load_dataset(artifact)
-        rows = slice(0, SELF_TEST_EXAMPLES)
+        examples = self._examples_here.some(artifact, SELF_TEST_EXAMPLES if self.personal is None else SELF_TEST_ROWS)
         trainer = self._new_trainer(artifact)
         try:
             trainer.load(params)
-            return trainer.evaluate(params, dataset.features(rows), dataset.y[rows]).loss_mean
+            dataset = _zeros(artifact) if examples is None else examples.dataset
+            rows = slice(0, SELF_TEST_EXAMPLES)
+            loss = trainer.evaluate(params, dataset.features(rows), dataset.y[rows]).loss_mean
+            if self.personal is not None and examples is not None:
+                self.personal.model_arrived(trainer, params, version, examples)
+            return loss
         finally:
             trainer.release()
 
@@ -193,7 +203,8 @@ class Trainers:
         except DecodeError as error:
             raise TrainingError(f"pinned base: {error}") from error
         artifact = self._load_artifact()
-        dataset = self._load_dataset(artifact)
+        examples = self._examples_here.of_job(artifact)
+        dataset = examples.dataset
         adversary.corrupt_dataset(self._config.byzantine, dataset, artifact.network.class_count)
         trainer = encoding.new_trainer(
             artifact,
@@ -204,13 +215,14 @@ class Trainers:
             kind=self._config.byzantine,
         )
         trainer.load(self._base)
-        self._trainer, self._trained_ms, self._examples = trainer, 0, len(dataset)
+        used = dataset if self.personal is None else self.personal.to_train(examples)
+        self._trainer, self._trained_ms, self._examples = trainer, 0, len(used)
         self._restore(trainer)
         start_step = trainer.steps_done
         if start_step < self.steps:
             honest_rate = self._config.learning_rate or self._genesis.params.learning_rate_q24 / Q24
             trainer.train(
-                dataset,
+                used,
                 steps=self.steps,
                 lr=adversary.learning_rate(self._config.byzantine, honest_rate),
                 rng=np.random.default_rng(self._seed(base)),
@@ -218,6 +230,8 @@ class Trainers:
                 start_step=start_step,
             )
             self._checkpoint(trainer)
+        if self.personal is not None:
+            self.personal.job_ended(trainer, self._base, base.version, examples)
         return self.steps - start_step
 
     def make_update(
@@ -351,21 +365,27 @@ class Trainers:
             self._artifact = artifact
         return self._artifact
 
-    def _load_dataset(self, artifact: Artifact) -> ArrayDataset:
-        from edge_sdk.training.dataset import load_dataset
-
-        network = artifact.network
-        return load_dataset(
-            self._config.data,
-            input_shape=network.input_shape,
-            class_count=network.class_count,
-            has_labels=network.is_classifier,
-        )
-
     def _new_trainer(self, artifact: Artifact) -> Trainer:
         from edge_sdk.training.trainer import Trainer
 
         return Trainer(artifact, backend=self._config.backend)
+
+
+def _zeros(artifact: Artifact) -> ArrayDataset:
+    """One example for a board that has seen none: shows that a model computes finite numbers."""
+    import numpy as np
+
+    from edge_sdk.training.dataset import ArrayDataset
+
+    network = artifact.network
+    y = np.zeros(1, np.int64) if network.is_classifier else np.zeros((1, network.class_count), np.float32)
+    return ArrayDataset(
+        np.zeros((1, *network.input_shape), np.float32),
+        y,
+        input_shape=network.input_shape,
+        class_count=network.class_count,
+        has_labels=network.is_classifier,
+    )
 
 
 class _Pacer:

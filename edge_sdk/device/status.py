@@ -7,9 +7,11 @@ from contextlib import closing
 from typing import Any
 
 from edge_sdk.adapters.keys import fingerprint, load_signer
+from edge_sdk.adapters.personal_file import PersonalFile
 from edge_sdk.adapters.slots import Slots
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.device.first_boot import read_waiting
+from edge_sdk.device.parts import load_genesis
 from edge_sdk.errors import CorruptStoreError
 from edge_sdk.protocol.messages import Reason, Verdict
 
@@ -30,6 +32,9 @@ def read_status(config: DeviceConfig) -> dict[str, Any]:
         model = Slots(config.slots_dir).current()
         if model is not None:
             document["model"] = {"version": model.version, "root": model.root.hex(), "slot": model.slot}
+    if config.is_personal and config.genesis_file.exists():
+        personal = PersonalFile(config.personal_file, load_genesis(config)).read()
+        document["personal"] = None if personal is None else personal.summary()
     if config.outbox_file.exists():
         try:
             with closing(sqlite3.connect(f"file:{config.outbox_file}?mode=ro", uri=True)) as db:

@@ -68,11 +68,12 @@ class Tasks:
             return e.ModelFailed(self.now_ms(), effect.version, "no staged model")
         try:
             with self._record.measure("self_test", version=effect.version) as span:
-                span.ids["loss"] = round(self._trainers.self_test(self._slots.read(staged)), 4)
+                span.ids["loss"] = round(self._trainers.self_test(self._slots.read(staged), effect.version), 4)
         except (TrainingError, DecodeError, StoreError) as error:
             return e.ModelFailed(self.now_ms(), effect.version, f"self-test: {error}")
         finally:
             self._trainers.release()
+        self._mark_personal()
         return e.ModelTested(self.now_ms(), effect.version)
 
     def train(self, base: PinnedBase) -> e.Event | None:
@@ -91,6 +92,7 @@ class Tasks:
             return e.TrainingFailed(self.now_ms(), base.version, str(error))
         self._trainers.energy_mj = span.energy_mj or 0
         self._trainers.energy_quality = self._record.quality
+        self._mark_personal()
         self._mark_memory("trained")
         failpoints.hit("device.after_training")
         return e.TrainingEnded(self.now_ms(), base.version)
@@ -149,6 +151,12 @@ class Tasks:
             span.bytes_count = received
         sync_file(part)
         part.replace(path)
+
+    def _mark_personal(self) -> None:
+        personal = self._trainers.personal
+        kept = None if personal is None else personal.take_kept()
+        if kept is not None:
+            self._record.mark("personal", **kept.summary())
 
     def _mark_memory(self, moment: str) -> None:
         memory = self._sensors.process_memory()

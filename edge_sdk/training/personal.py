@@ -65,7 +65,7 @@ def held_out(numbers: npt.NDArray[np.int64], *, seed: int) -> npt.NDArray[np.boo
     mixed = (numbers.astype(np.uint64) + np.uint64(seed % 2**63)) * _GOLDEN  # SplitMix64, Steele et al. 2014
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mask = (mixed ^ (mixed >> np.uint64(31))) % np.uint64(HELD_OUT_SHARE) == 0
+    mask: npt.NDArray[np.bool_] = (mixed ^ (mixed >> np.uint64(31))) % np.uint64(HELD_OUT_SHARE) == 0
     if mask.all() or not mask.any():  # of a handful: the last one, and the others are for training
         mask[:] = False
         mask[1:][-1:] = True
