@@ -1,4 +1,4 @@
-"""``flchain image inspect|customise``."""
+"""``flchain image inspect|customise|wheelhouse``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from firmware_profiles.image.customise import CONTENT_BYTES_MAX, customise
 from firmware_profiles.image.identity import load_claim, load_identity, load_upgrade, load_wifi
 from firmware_profiles.image.inspect import ImageFacts, inspect
 from firmware_profiles.image.seed import Payload
+from firmware_profiles.image.wheel_download import fill_wheelhouse
 from firmware_profiles.image.wheelhouse import check_wheelhouse
 from firmware_profiles.profile import BoardProfile, InitFormat, UnknownBoardError, load_profile
 
@@ -28,7 +29,7 @@ def main(argv: Sequence[str]) -> int:
         facts = inspect(arguments.image, bytes_max=CONTENT_BYTES_MAX)
         print(json.dumps(_as_json(facts), indent=2) if arguments.json else _as_text(facts))
         return 0
-    return _customise(arguments)
+    return _wheelhouse(arguments) if arguments.command == "wheelhouse" else _customise(arguments)
 
 
 def _customise(arguments: argparse.Namespace) -> int:
@@ -58,12 +59,44 @@ def _customise(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _wheelhouse(arguments: argparse.Namespace) -> int:
+    try:
+        profile = load_profile(arguments.profile)
+    except UnknownBoardError as error:
+        raise UsageError(str(error)) from error
+    python = _python(arguments, profile)
+    architecture = profile.image.architecture
+    wheels = fill_wheelhouse(
+        arguments.output,
+        python=python,
+        architecture=architecture,
+        client=arguments.client or _own_source(),
+        say=lambda text: print(text, file=sys.stderr),
+    )
+    size = sum(wheel.stat().st_size for wheel in wheels) / MEGA
+    print(f"{arguments.output}: {len(wheels)} wheels, {size:.1f} MB, complete for Python {python} on {architecture}")
+    return 0
+
+
+def _own_source() -> Path:
+    """The tree that this program runs from; an installed program has none."""
+    source = Path(__file__).resolve().parents[1]
+    if not (source / "setup.cfg").is_file():
+        raise UsageError("--client: expected the client's wheel or source tree: this program was installed without one")
+    return source
+
+
+def _python(arguments: argparse.Namespace, profile: BoardProfile) -> str:
+    python: str | None = arguments.python or profile.image.python
+    if python is None:
+        raise UsageError(f"{profile.board_id}: the system's Python is not established: give --python 3.N")
+    return python
+
+
 def _wheels(arguments: argparse.Namespace, profile: BoardProfile) -> tuple[Path, ...]:
     if arguments.wheelhouse is None:
         return ()
-    python = arguments.python or profile.image.python
-    if python is None:
-        raise UsageError(f"{profile.board_id}: the system's Python is not established: give --python 3.N")
+    python = _python(arguments, profile)
     return check_wheelhouse(arguments.wheelhouse, python=python, architecture=profile.image.architecture)
 
 
@@ -112,6 +145,14 @@ def _parser() -> argparse.ArgumentParser:
     inspecting = commands.add_parser("inspect", help="container, partitions, labels", epilog=EPILOG)
     inspecting.add_argument("image", type=Path, metavar="IMG", help="raw, gz, xz or zst")
     inspecting.add_argument("--json", action="store_true", help="as JSON")
+    text = "download everything that the client needs on a board, and prove that it installs there offline"
+    gathering = commands.add_parser("wheelhouse", help=text, description=text, epilog=EPILOG)
+    gathering.add_argument("--profile", required=True, metavar="P", help="board, see flchain boards list")
+    gathering.add_argument(
+        "--python", metavar="3.N", help="the system's Python, where the profile says another or none"
+    )
+    gathering.add_argument("--client", type=Path, metavar="WHEEL|DIR", help="the client (default: this source tree)")
+    gathering.add_argument("-o", "--output", type=Path, required=True, metavar="DIR", help="new folder")
     making = commands.add_parser("customise", help="add the seed of one board to a copy of an image", epilog=EPILOG)
     making.add_argument("image", type=Path, metavar="IMG", help="vendor image: raw, gz, xz or zst")
     making.add_argument("--profile", required=True, metavar="P", help="board, see flchain boards list")
