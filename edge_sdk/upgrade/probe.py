@@ -20,6 +20,7 @@ from edge_sdk.adapters.keys import load_signer
 from edge_sdk.adapters.outbox import SCHEMA_VERSION
 from edge_sdk.adapters.slots import Slots
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.device.examples import LocalExamples
 from edge_sdk.device.parts import load_genesis
 from edge_sdk.errors import CorruptStoreError, EdgeFLError, NewerStateError
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
@@ -99,18 +100,14 @@ def _try_training(config: DeviceConfig, genesis: Genesis, params: ModelParams) -
     import numpy as np
 
     from edge_sdk.training.artifact import Artifact
-    from edge_sdk.training.dataset import load_dataset
     from edge_sdk.training.trainer import Trainer
 
     data = read_file(config.artifact_file, bytes_max=ARTIFACT_BYTES_MAX) or b""
-    artifact = Artifact.load(data, digest=genesis.artifact_digest)
-    network = artifact.network
-    dataset = load_dataset(
-        config.data,
-        input_shape=network.input_shape,
-        class_count=network.class_count,
-        has_labels=network.is_classifier,
-    )
+    artifact = Artifact.load(data, digest=genesis.artifact_digest, author=genesis.artifact_author)
+    examples = LocalExamples(config).some(artifact, artifact.batch)
+    if examples is None:
+        return  # a replay buffer without rows: there is nothing to try it on
+    dataset = examples.dataset
     trainer = Trainer(artifact, backend=config.backend)
     trainer.load(params)
     rows = slice(0, artifact.batch)
