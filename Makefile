@@ -20,10 +20,13 @@ TEST_EXTRAS_yes := test,torch
 TEST_EXTRAS_no := test
 # Flower, which the benchmarks compare with, has requirements of its own.
 FLWR_STAMP := .venv-flwr/.installed
+# Authoring for LiteRT and the exporters that people come from (2 GB), and the older of the two LiteRT runtimes.
+LITERT_STAMP := .venv-litert/.installed
+TFLITE_STAMP := .venv-tflite/.installed
 # One thread per process: suites start many processes, and times must not depend on the number of cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
-.PHONY: help demo check test test-full bench broker image-tools board-test board-tools clean distclean
+.PHONY: help demo check test test-full bench litert broker image-tools board-test board-tools clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -81,8 +84,26 @@ check: $(TEST_STAMP)
 test: $(TEST_STAMP) broker image-tools $(filter check,$(MAKECMDGOALS))
 	@$(ONE_THREAD) $(BIN)/python -m pytest -m "not slow and not bench" $(ARGS)
 
-test-full: $(TEST_STAMP) broker image-tools $(filter check test,$(MAKECMDGOALS))
+test-full: $(TEST_STAMP) litert broker image-tools $(filter check test,$(MAKECMDGOALS))
 	@$(ONE_THREAD) HYPOTHESIS_PROFILE=nightly $(BIN)/python -m pytest -m "not bench" $(ARGS)
+
+# Their tests say what is missing where an environment cannot be made.
+$(LITERT_STAMP):
+	@echo "installing tensorflow, LiteRT and model exporters into .venv-litert"
+	@$(PYTHON) -m venv .venv-litert \
+		&& .venv-litert/bin/pip --disable-pip-version-check --quiet install -e '.[litert,litert-authoring]' \
+			'ai-edge-litert==2.3.*' 'tensorflow-cpu==2.21.*' tf2onnx skl2onnx \
+		&& touch $@ \
+		|| { rm -rf .venv-litert; echo "tensorflow could not be installed; the tests of LiteRT are skipped" >&2; }
+
+$(TFLITE_STAMP):
+	@echo "installing tflite-runtime into .venv-tflite"
+	@$(PYTHON) -m venv .venv-tflite \
+		&& .venv-tflite/bin/pip --disable-pip-version-check --quiet install 'tflite-runtime==2.14.*' 'numpy<2' cbor2 \
+		&& touch $@ \
+		|| { rm -rf .venv-tflite; echo "tflite-runtime could not be installed (it wants Python 3.11); its tests are skipped" >&2; }
+
+litert: $(LITERT_STAMP) $(TFLITE_STAMP)
 
 $(FLWR_STAMP):
 	@echo "installing flwr into .venv-flwr"
@@ -115,4 +136,4 @@ clean:
 	find edge_sdk coordinator firmware_profiles tools tests -name __pycache__ -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf .venv .venv-flwr
+	rm -rf .venv .venv-flwr .venv-litert .venv-tflite

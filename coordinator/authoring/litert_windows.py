@@ -9,7 +9,7 @@ of its window.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -17,6 +17,9 @@ import tensorflow as tf
 from coordinator.authoring.litert_step import LitertStep
 from edge_sdk.training.network import Node
 from edge_sdk.training.numpy_windows import average_divisors
+
+COLUMNS_BYTES_MAX: Final = 2 * 1024 * 1024
+"""Of the matrix that the kernel of a convolution unfolds its input into, where a gradient is cut into slices."""
 
 
 class _Window(NamedTuple):
@@ -145,9 +148,20 @@ def _input_gradient(node: Node, w: _Window, kernel: Any, dy: Any, shape: Any) ->
     mirrored = tf.reverse(tf.reverse(kernel, (2,)), (3,))
     if _is_depthwise(node, kernel):
         return _convolve_channels(spread, mirrored, (1, 1), w.dilation)
-    parts = zip(tf.split(spread, node.groups, axis=3), tf.split(mirrored, node.groups, axis=0), strict=True)
-    outputs = [_convolve(part, tf.transpose(own, (1, 0, 2, 3)), (1, 1), w.dilation) for part, own in parts]
+    outputs = []
+    for part, own in zip(tf.split(spread, node.groups, axis=3), tf.split(mirrored, node.groups, axis=0), strict=True):
+        exchanged = tf.transpose(own, (1, 0, 2, 3))
+        slices = tf.split(part, _slice_count(part.shape, math.prod(w.kernel)), axis=0)
+        convolved = [_convolve(rows, exchanged, (1, 1), w.dilation) for rows in slices]
+        outputs.append(convolved[0] if len(convolved) == 1 else tf.concat(convolved, axis=0))
     return outputs[0] if node.groups == 1 else tf.concat(outputs, axis=3)
+
+
+def _slice_count(shape: Any, kernel_size: int) -> int:
+    """Into how many equal slices of the batch a convolution is cut, so that its columns stay small."""
+    batch = int(shape[0])
+    wanted = math.ceil(4 * math.prod(shape) * kernel_size / COLUMNS_BYTES_MAX)
+    return next(count for count in range(min(wanted, batch), batch + 1) if batch % count == 0)
 
 
 def _spread_for(w: _Window, dy: Any, shape: Any) -> Any:
