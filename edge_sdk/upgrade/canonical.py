@@ -30,7 +30,10 @@ def parse(data: bytes, *, bytes_max: int) -> dict[str, Json]:
     if len(data) > bytes_max:
         raise DecodeError(f"{len(data)} bytes of JSON, expected at most {bytes_max}")
     try:
-        document = json.loads(data, object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse)
+        # Decoded here: given bytes, json would guess between UTF-8, 16 and 32.
+        document = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_float=_refuse, parse_constant=_refuse
+        )
     except (ValueError, RecursionError) as error:
         raise DecodeError(f"not JSON: {error}") from error
     if not isinstance(document, dict):

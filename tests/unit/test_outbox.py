@@ -5,12 +5,13 @@ import signal
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from edge_sdk.adapters.outbox import NewUpdate, Outbox
-from edge_sdk.errors import CorruptStoreError, LocalProtocolError, StoreError
+from edge_sdk.adapters.outbox import SCHEMA_VERSION, NewUpdate, Outbox
+from edge_sdk.errors import CorruptStoreError, LocalProtocolError, NewerStateError, StoreError
 from edge_sdk.protocol.ids import ChainId, DeviceId, Digest, MinerId
 from edge_sdk.protocol.messages import Reason, Receipt, ReceiptStatus, Verdict
 
@@ -209,3 +210,14 @@ def test_power_cut_at_the_commit(path: Path, failpoint: str, *, kept: bool) -> N
     expected = (3, 3, b"new", 2) if kept else (2, 0, b"old", 1)
     assert (outbox.next_seq, outbox.last_trained, outbox.residual(), len(outbox.rows())) == expected
     outbox.close()
+
+
+def test_state_of_a_newer_version_is_left_alone(path: Path) -> None:
+    """After a rollback the older client must neither use nor condemn what the newer one wrote."""
+    open_outbox(path).close()
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    before = path.read_bytes()
+    with pytest.raises(NewerStateError, match="newer version"):
+        open_outbox(path)
+    assert path.read_bytes() == before
