@@ -1,6 +1,7 @@
 """Datasets: order and padding of batches, mapped files, and arrays that must be refused."""
 
 import itertools
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,27 @@ def test_header_that_promises_more_than_there_is_is_refused(tmp_path: Path) -> N
         target.writestr("y.npy", source.read("y.npy"))
     with pytest.raises(TrainingError, match="208 bytes, its header says 920"):
         load(tmp_path / "e.npz")
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="skipped: no /proc")
+def test_an_epoch_over_a_mapped_file_leaves_no_pages_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "large.npz"
+    x = np.random.default_rng(0).integers(0, 256, (4_000, 1, 28, 28), dtype=np.uint8)
+    np.savez(path, x=x, y=np.zeros(4_000, np.int64))
+    dataset = load_dataset(path, input_shape=(1, 28, 28), class_count=10)
+    batches = dataset.batches(np.random.default_rng(0), size=32)
+    total = sum(float(next(batches).x.sum(dtype=np.float64)) for _ in range(125))
+    assert total == pytest.approx(x.sum() / 255, rel=1e-6)
+    _, _, after = Path("/proc/self/smaps").read_text().partition(str(path))
+    resident_kib = int(re.search(r"Rss:\s+(\d+)", after)[1])  # type: ignore[index]
+    assert resident_kib < 512
+
+
+def test_a_file_that_becomes_shorter_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((100, 1, 28, 28), np.uint8))
+    np.save(tmp_path / "y.npy", np.zeros(100, np.int64))
+    dataset = load_dataset(tmp_path, input_shape=(1, 28, 28), class_count=10)
+    with (tmp_path / "x.npy").open("r+b") as file:
+        file.truncate(200)
+    with pytest.raises(TrainingError, match="shorter"):
+        next(dataset.batches(np.random.default_rng(0), size=32))
