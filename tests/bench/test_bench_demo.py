@@ -55,7 +55,7 @@ DIGITS: Final = Case(place="5-1", name="digits", options=(), accuracy_bar=0.92, 
 MNIST: Final = Case(
     place="5-2",
     name="MNIST, lenet, 20 devices",
-    options=("--dataset", "idx", "--model", "lenet", "--devices", "20", "--partition", "dirichlet:0.5"),
+    options=("--dataset=idx", "--model=lenet", "--devices=20", "--partition=dirichlet:0.5", "--max-seconds=225"),
     accuracy_bar=0.97,
     wall_bar_s=240,
 )
