@@ -84,16 +84,17 @@ def build(options: argparse.Namespace) -> int:
 
     imported = _import(options)
     network = with_trainable(imported, options.trainable)
+    params = to_params(network.tensors, imported.arrays)
     artifact = build_artifact(
         out.stem,
         network,
         batch=options.batch,
         scheme=cli_model_training.scheme(options),
         rule=cli_model_training.update_rule(options),
+        grids=cli_model_training.calibrated_grids(options, network, params),
     )
     if options.target == "litert":
         artifact = with_flatbuffer(artifact)
-    params = to_params(network.tensors, imported.arrays)
     artifact = _sign(artifact, options.key or default_key_file(), options.key_algorithm)
     parameters_file = out.with_suffix(PARAMETERS_SUFFIX)
     write_file(parameters_file, wire.to_bytes(params))
@@ -143,6 +144,7 @@ def describe(artifact: Artifact) -> None:
     outputs = f"{network.class_count} {'classes' if network.is_classifier else 'outputs'}"
     print(f"artifact {artifact.name}: {artifact.state_kind} state, batch {artifact.batch}")
     print(f"step: {cli_model_training.describe_rule(artifact.rule)}")
+    print(f"activations: {cli_model_training.describe_activations(artifact)}")
     print(f"signed by {artifact.authored_by}")
     print(f"input {_sizes(network.input_shape)}, {outputs}, loss {network.loss.name.lower()}")
     print(f"graphs: training step {len(artifact.train_onnx)} bytes, evaluation {len(artifact.eval_onnx)} bytes")

@@ -1,14 +1,18 @@
-"""Options of ``flchain model build`` that say how the artifact trains: state, optimizer, clipping, proximal term."""
+"""Options of ``flchain model build`` that say how the artifact trains: state, optimizer, activation ranges."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
-    from edge_sdk.training.network import Scheme
+    from edge_sdk.protocol.messages import ModelParams
+    from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.grids import Grids
+    from edge_sdk.training.network import Network, Scheme
     from edge_sdk.training.update_rule import UpdateRule
 
 STATES: Final = {"q8.8": "INT8", "int8-sr": "INT8_SR", "fp32": "FP32"}
@@ -54,6 +58,13 @@ def add_options(build: argparse.ArgumentParser) -> None:
         metavar="MU",
         help="FedProx: weight of the squared distance to the job's base, halved, in the loss (default: 0)",
     )
+    build.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="FILE.npz",
+        help="examples x and y, as on a board: fixes the range of each activation and adds the int8 inference graph; "
+        "for a trained model (default: the range of each batch)",
+    )
 
 
 def scheme(options: argparse.Namespace) -> Scheme:
@@ -82,6 +93,40 @@ def update_rule(options: argparse.Namespace) -> UpdateRule:
     rule = UpdateRule(momentum=momentum, clip_norm=options.clip, prox=options.prox)
     check_rule(rule)
     return rule
+
+
+def calibrated_grids(options: argparse.Namespace, network: Network, params: ModelParams) -> Grids:
+    """Grids of the activations from the examples of ``--calibrate``; none without it.
+
+    Raises:
+        ConfigError: a float32 state has no grids.
+        TrainingError: the file, or an activation, cannot be used.
+    """
+    from edge_sdk.training.grids import NO_GRIDS
+
+    if options.calibrate is None:
+        return NO_GRIDS
+    if options.state == "fp32":
+        if options.ram_limit is not None:
+            return NO_GRIDS  # the examples are for the limit's choice alone
+        raise ConfigError("--calibrate: needs an int8 state or --ram-limit, found --state fp32")
+    from coordinator.authoring.calibration import EXAMPLES_MAX, calibrate
+    from edge_sdk.training.dataset import load_dataset
+
+    data = load_dataset(
+        options.calibrate,
+        input_shape=network.input_shape,
+        class_count=network.class_count,
+        has_labels=network.is_classifier,
+    )
+    return calibrate(network, params, data.features(slice(0, EXAMPLES_MAX)))
+
+
+def describe_activations(artifact: Artifact) -> str:
+    """One line for people."""
+    if artifact.state_kind == "fp32":
+        return "float32"
+    return f"uint8, {len(artifact.grids)} calibrated ranges" if artifact.grids else "uint8, the range of each batch"
 
 
 def describe_rule(rule: UpdateRule) -> str:

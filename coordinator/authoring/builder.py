@@ -6,6 +6,7 @@ from typing import Final
 
 from coordinator.authoring.gradients import FLOAT_RULES
 from coordinator.authoring.graph import FLOAT, INT8, INT16, INT64, GraphWriter
+from coordinator.authoring.inference import int8_inference
 from coordinator.authoring.quantized import INT8_RULES
 from coordinator.authoring.step import Step, write_backward, write_forward
 from edge_sdk.errors import TrainingError
@@ -25,6 +26,7 @@ from edge_sdk.training.artifact import (
     state_name,
     velocity_key,
 )
+from edge_sdk.training.grids import NO_GRIDS, NOT_CALIBRATED, Calibrated, Grids, check_grids
 from edge_sdk.training.network import INPUT, Network, Op, Scheme, TensorSpec, check_network
 from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule, check_rule
 
@@ -33,9 +35,15 @@ _STATE_TYPES: Final = {Scheme.INT8: INT16, Scheme.INT8_SR: INT8}
 
 
 def build_artifact(
-    name: str, network: Network, *, batch: int, scheme: Scheme, rule: UpdateRule = PLAIN_SGD
+    name: str,
+    network: Network,
+    *,
+    batch: int,
+    scheme: Scheme,
+    rule: UpdateRule = PLAIN_SGD,
+    grids: Grids = NO_GRIDS,
 ) -> Artifact:
-    """Differentiate the network and pack both graphs.
+    """Differentiate the network and pack the graphs.
 
     Args:
         name: Of the artifact.
@@ -43,25 +51,35 @@ def build_artifact(
         batch: Examples per step.
         scheme: Arithmetic of the weights and of their state.
         rule: Momentum, clipping and proximal term of the step.
+        grids: Of calibrated activations, for an int8 scheme; adds the int8 inference graph.
 
     Raises:
         TrainingError: the network breaks a bound or a rule does not apply; the text names the node.
     """
     shapes = check_network(network, batch=batch)
     check_rule(rule)
+    if grids:
+        check_grids(network, grids)
     return Artifact.pack(
         name=name,
         network=network,
         batch=batch,
         scheme=scheme,
         rule=rule,
-        train_onnx=_training_step(network, shapes, batch=batch, scheme=scheme, rule=rule),
+        train_onnx=_training_step(network, shapes, batch=batch, scheme=scheme, rule=rule, grids=grids),
         eval_onnx=_evaluation(network, shapes),
+        calibrated=Calibrated(grids, int8_inference(network, shapes, grids)) if grids else NOT_CALIBRATED,
     )
 
 
 def _training_step(
-    network: Network, shapes: dict[str, tuple[int, ...]], *, batch: int, scheme: Scheme, rule: UpdateRule
+    network: Network,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    batch: int,
+    scheme: Scheme,
+    rule: UpdateRule,
+    grids: Grids,
 ) -> bytes:
     """(x, y, sample_weight, lr, states, scales, noise, masks) -> (states after one step, loss)."""
     writer = GraphWriter("training_step")
@@ -80,6 +98,7 @@ def _training_step(
         values={INPUT: X},
         scheme=scheme,
         rule=rule,
+        grids=grids,
         trainable=network.trainable_values,
     )
     for spec in network.tensors:

@@ -8,7 +8,8 @@ g = dL/dy.
     dL/dx    = quantize(g S) Wq^T          uint8 times int8; a convolution's in float32
     dL/dW    = ((xq - zx) sx)^T g          in float32
 
-Quantizing an activation passes the gradient straight through: a dynamic range clips nothing. Where the runtime has no
+Quantizing an activation passes the gradient straight through: a dynamic range clips nothing. On a calibrated grid
+(``edge_sdk.training.grids``) what saturates gets none. Where the runtime has no
 fast integer kernel, integers would only cost time: it has none for a convolution whose weights change, and for an outer
 product over a batch its integer kernel takes 2 to 3 times as long as the float one.
 """
@@ -41,7 +42,7 @@ def gemm_forward(step: Step, node: Node) -> str:
     """Linear layer: y = float((xq - zx) Wq) * (sx S) + b."""
     writer = step.writer
     value, weight, bias = node.inputs
-    xq, sx, zx = writer.add_many("DynamicQuantizeLinear", 3, step.values[value])
+    xq, sx, zx = _uint8(step, value)
     wq = _int8_weight(step, weight)
     step.saved[node.output] = (xq, sx, zx, wq)
     product = writer.cast(writer.add("MatMulInteger", xq, wq, zx), FLOAT)
@@ -57,7 +58,7 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.needs_gradient(value):
         hq, sh, zh = writer.add_many("DynamicQuantizeLinear", 3, writer.add("Mul", dy, scale_name(weight)))
         back = writer.add("MatMulInteger", hq, writer.transpose(wq, 1, 0), zh)
-        step.flow(value, writer.add("Mul", writer.cast(back, FLOAT), sh))
+        _flow_inside(step, value, writer.add("Mul", writer.cast(back, FLOAT), sh))
     if step.is_trained(weight):
         step.descend(weight, OuterProduct(writer.add("DequantizeLinear", xq, sx, zx), dy))
     if step.is_trained(bias):
@@ -68,7 +69,7 @@ def conv_forward(step: Step, node: Node) -> str:
     """Convolution: y = conv((xq - zx) sx, Wq S) + b, on float32 values of both grids."""
     writer = step.writer
     value, weight, bias = node.inputs
-    quantized = writer.add_many("DynamicQuantizeLinear", 3, step.values[value])
+    quantized = _uint8(step, value)
     scale = writer.add("Reshape", scale_name(weight), writer.shape(-1, *(1 for _ in step.spec(weight).shape[1:])))
     kernel = writer.add("Mul", writer.cast(_int8_weight(step, weight), FLOAT), scale)
     step.saved[node.output] = (*quantized, kernel)
@@ -81,12 +82,33 @@ def conv_backward(step: Step, node: Node, dy: str) -> None:
     value, weight, bias = node.inputs
     *quantized, kernel = step.saved[node.output]
     if step.needs_gradient(value):
-        step.flow(value, conv_input_gradient(step, node, dy, kernel))
+        _flow_inside(step, value, conv_input_gradient(step, node, dy, kernel))
     if step.is_trained(weight):
         x = step.writer.add("DequantizeLinear", *quantized)
         step.descend(weight, conv_weight_gradient(step, node, x, dy))
     if step.is_trained(bias):
         step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
+
+
+def _uint8(step: Step, value: str) -> tuple[str, str, str]:
+    """(xq, sx, zx): on the calibrated grid, or on that of the batch."""
+    writer = step.writer
+    grid = step.grids.get(value)
+    if grid is None:
+        xq, sx, zx = writer.add_many("DynamicQuantizeLinear", 3, step.values[value])
+        return xq, sx, zx
+    scale, zero = writer.scalar(grid.scale), writer.constant(np.array(grid.zero, np.uint8))
+    return writer.add("QuantizeLinear", step.values[value], scale, zero), scale, zero
+
+
+def _flow_inside(step: Step, value: str, gradient: str) -> None:
+    """Pass a gradient on, but not to what saturated on a calibrated grid."""
+    writer, x = step.writer, step.values[value]
+    grid = step.grids.get(value)
+    if grid is not None:
+        clipped = writer.add("Clip", x, *map(writer.scalar, grid.bounds))
+        gradient = writer.add("Mul", gradient, writer.cast(writer.add("Equal", x, clipped), FLOAT))
+    step.flow(value, gradient)
 
 
 def _int8_weight(step: Step, weight: str) -> str:

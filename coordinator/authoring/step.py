@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from coordinator.authoring.graph import GraphWriter
 from coordinator.authoring.update import Gradient, write_updates
+from edge_sdk.training.grids import NO_GRIDS, Grids
 from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec
 from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule
 
@@ -32,6 +33,8 @@ class Step:
     """ONNX name of each forward value."""
     scheme: Scheme = Scheme.FP32
     rule: UpdateRule = PLAIN_SGD
+    grids: Grids = field(default_factory=lambda: NO_GRIDS)
+    """Of calibrated activations."""
     saved: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """By the name of a node's output: ONNX names that its backward rule needs."""
     trainable: frozenset[str] = frozenset()

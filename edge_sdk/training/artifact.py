@@ -17,9 +17,9 @@ from __future__ import annotations
 import hashlib
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from edge_sdk.errors import DecodeError, SignatureError, TrainingError
 from edge_sdk.protocol import codec
@@ -27,6 +27,7 @@ from edge_sdk.protocol.ids import Digest, check_digest
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import PublicKey
 from edge_sdk.training.authorship import open_artifact, sign_artifact
+from edge_sdk.training.grids import NO_GRIDS, NOT_CALIBRATED, Calibrated, Grid, Grids, check_grids
 from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
 from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule, check_rule
 
@@ -43,9 +44,11 @@ _CONSTANT_BYTES_MAX: Final = 8
 _MANIFEST_KEYS: Final = 12
 _RULE: Final = 13
 """Manifest key of the update rule; absent where it is plain SGD."""
-_LITERT: Final = 4
-_LITERT_HASH: Final = 14
-"""Key of the flatbuffer in the file, and manifest key of its hash; both absent where there is none."""
+_GRIDS: Final = 16
+"""Manifest key of the calibrated activation grids."""
+_LITERT, _INT8 = 4, 5
+_OPTIONAL: Final = {_LITERT: (14, "flatbuffer"), _INT8: (15, "int8 inference graph")}
+"""By key of the file: manifest key of the hash, and name; both keys are absent where there is none."""
 _E = TypeVar("_E", bound=IntEnum)
 
 _STATE_KINDS: Final = {Scheme.FP32: "fp32", Scheme.INT8: "q8.8", Scheme.INT8_SR: "int8-sr"}
@@ -119,6 +122,10 @@ class Artifact:
     """Whose signature holds; None where the file has none."""
     litert: bytes = b""
     """Training step for LiteRT (``litert_signatures``); empty where it was not built."""
+    int8_onnx: bytes = b""
+    """Inference with int8 weights and activations, int8_inputs -> logits; empty without ``grids``."""
+    grids: Grids = field(default_factory=lambda: NO_GRIDS, hash=False)
+    """By value: uint8 grid of an activation, fixed by calibration; empty: the range of each batch."""
 
     @classmethod
     def load(cls, data: bytes, *, digest: Digest | None = None, author: PublicKey | None = None) -> Artifact:
@@ -162,7 +169,7 @@ class Artifact:
         rule: UpdateRule = PLAIN_SGD,
         train_onnx: bytes,
         eval_onnx: bytes,
-        litert: bytes = b"",
+        calibrated: Calibrated = NOT_CALIBRATED,
     ) -> Artifact:
         """Write the file and load it again, so that what was written is what will be accepted."""
         manifest: dict[int, object] = {
@@ -182,22 +189,19 @@ class Artifact:
         if not rule.is_plain:
             manifest[_RULE] = struct.pack("<3f", rule.momentum, rule.clip_norm, rule.prox)
         content: dict[int, object] = {1: manifest, 2: train_onnx, 3: eval_onnx}
-        if litert:
-            content[_LITERT], manifest[_LITERT_HASH] = litert, hashlib.sha256(litert).digest()
+        if calibrated.grids:
+            manifest[_GRIDS] = [
+                [value, struct.pack("<f", grid.scale), grid.zero] for value, grid in calibrated.grids.items()
+            ]
+            _add_part(content, _INT8, calibrated.int8_onnx)
         return cls.load(codec.encode(content))
 
     def with_flatbuffer(self, litert: bytes) -> Artifact:
         """The same artifact, unsigned, for LiteRT too."""
-        return Artifact.pack(
-            name=self.name,
-            network=self.network,
-            batch=self.batch,
-            scheme=self.scheme,
-            rule=self.rule,
-            train_onnx=self.train_onnx,
-            eval_onnx=self.eval_onnx,
-            litert=litert,
-        )
+        unsigned, _ = open_artifact(self.data)
+        content = codec.decode(unsigned, bytes_max=ARTIFACT_BYTES_MAX)
+        _add_part(content, _LITERT, litert)
+        return Artifact.load(codec.encode(content))
 
     def signed(self, signer: Signer) -> Artifact:
         """The same artifact with the signature of ``signer``, instead of that which it may have."""
@@ -234,6 +238,16 @@ class Artifact:
         return tuple(names)
 
     @property
+    def int8_inputs(self) -> tuple[str, ...]:
+        """Names that the int8 inference graph takes: states of weights are int8 whatever the scheme trains."""
+        names = [X]
+        for spec in self.network.tensors:
+            names += (
+                [state_name(spec.name), scale_name(spec.name)] if self.is_quantized(spec) else [state_name(spec.name)]
+            )
+        return tuple(names)
+
+    @property
     def train_outputs(self) -> tuple[str, ...]:
         """Names that the training-step graph gives."""
         trained = (spec.name for spec in self.network.tensors if spec.is_trainable)
@@ -265,15 +279,17 @@ def _fingerprint(key: PublicKey | None) -> str:
 
 def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None) -> Artifact:
     """Typed walk through the decoded file."""
-    top = _map(fields, 3, "file", optional=frozenset({_LITERT}))
-    manifest = _map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE, _LITERT_HASH}))
+    top = _map(fields, 3, "file", optional=frozenset(_OPTIONAL))
+    hash_keys = {hash_key for hash_key, _ in _OPTIONAL.values()}
+    manifest = _map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE, _GRIDS, *hash_keys}))
     train_onnx, eval_onnx = _bytes(top[2], "training-step graph"), _bytes(top[3], "evaluation graph")
     hashed = [(train_onnx, 11, "training-step graph"), (eval_onnx, 12, "evaluation graph")]
-    litert = _bytes(top.get(_LITERT, b""), "flatbuffer")
-    if bool(litert) != (_LITERT_HASH in manifest) or (_LITERT in top and not litert):
-        raise DecodeError("artifact: a flatbuffer without a hash, or a hash without a flatbuffer")
-    if litert:
-        hashed.append((litert, _LITERT_HASH, "flatbuffer"))
+    for file_key, (hash_key, what) in _OPTIONAL.items():
+        part = _bytes(top.get(file_key, b""), what)
+        if bool(part) != (hash_key in manifest) or (file_key in top and not part):
+            raise DecodeError(f"artifact: a {what} without a hash, or a hash without a {what}")
+        if part:
+            hashed.append((part, hash_key, what))
     for graph, key, what in hashed:
         if hashlib.sha256(graph).digest() != check_digest(_bytes(manifest[key], what)):
             raise DecodeError(f"artifact: hash of the {what} does not match")
@@ -292,19 +308,48 @@ def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None)
     name = _text(manifest[2])
     if not 1 <= len(name) <= _NAME_CHARS_MAX:
         raise DecodeError(f"artifact name has {len(name)} characters, expected 1..{_NAME_CHARS_MAX}")
+    scheme = _enum(Scheme, manifest[6])
+    grids = _grids(manifest.get(_GRIDS), network, scheme)
+    if bool(grids) != (_INT8 in top):
+        raise DecodeError("artifact: activation grids without an int8 inference graph, or that without them")
     return Artifact(
         name=name,
         network=network,
         batch=batch,
-        scheme=_enum(Scheme, manifest[6]),
+        scheme=scheme,
         rule=_rule(manifest.get(_RULE)),
         train_onnx=train_onnx,
         eval_onnx=eval_onnx,
         digest=digest,
         data=data,
         author=author,
-        litert=litert,
+        litert=_bytes(top.get(_LITERT, b""), "flatbuffer"),
+        int8_onnx=_bytes(top.get(_INT8, b""), "int8 inference graph"),
+        grids=grids,
     )
+
+
+def _add_part(content: Any, key: int, part: bytes) -> None:
+    """Add an optional part to a file, and its hash to the manifest."""
+    content[key] = part
+    content[1][_OPTIONAL[key][0]] = hashlib.sha256(part).digest()
+
+
+def _grids(value: object, network: Network, scheme: Scheme) -> Grids:
+    """Calibrated grids, for exactly the values that need one; without them the step takes the range of each batch."""
+    if value is None:
+        return NO_GRIDS
+    if scheme is Scheme.FP32:
+        raise DecodeError("artifact: activation grids in a float32 scheme")
+    grids: dict[str, Grid] = {}
+    for entry in _list(value, "activation grids"):
+        name, scale, zero = _row(entry, 3, "activation grid")
+        data = _bytes(scale, "scale of an activation grid")
+        if len(data) != struct.calcsize("<f"):
+            raise DecodeError(f"artifact activation grid: {len(data)} bytes of scale")
+        grids[_text(name)] = Grid(struct.unpack("<f", data)[0], _int(zero))
+    check_grids(network, grids)
+    return grids
 
 
 def _rule(value: object) -> UpdateRule:

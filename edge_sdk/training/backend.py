@@ -60,6 +60,21 @@ class Backend(Protocol):
         """Outputs of the float32 network, (n, class_count), for any n >= 1."""
         ...
 
+    def int8_logits(
+        self,
+        x: npt.NDArray[np.float32],
+        states: Mapping[str, npt.NDArray[Any]],
+        scales: Mapping[str, npt.NDArray[np.float32]],
+    ) -> npt.NDArray[np.float32]:
+        """Outputs of the int8 network of a calibrated artifact, (n, class_count), for any n >= 1.
+
+        Args:
+            x: (n, *input_shape).
+            states: By tensor name: weights int8, others float32.
+            scales: By weight, one per channel.
+        """
+        ...
+
     def release(self) -> None:
         """Give back sessions and buffers; the next call builds them again."""
         ...

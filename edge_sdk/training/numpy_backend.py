@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from edge_sdk.training.backend import NO_MASKS, NO_NOISE
+from edge_sdk.training.grids import NO_GRIDS, Grid, Grids, output_grid
 from edge_sdk.training.network import INPUT, Network
 from edge_sdk.training.numpy_functions import ACTIVATIONS, loss_and_slope
 from edge_sdk.training.numpy_update import updated_states
@@ -51,6 +52,12 @@ class Quantized:
     centred: F32
     """q - zero point: integers in -255..255, as float32."""
     scale: np.float32
+
+
+def quantize_static(values: F32, grid: Grid) -> Quantized:
+    """Quantize to a calibrated grid, as ONNX QuantizeLinear does: to nearest, saturated."""
+    scale, zero = np.float32(grid.scale), np.float32(grid.zero)
+    return Quantized(np.clip(np.rint(values / scale) + zero, np.float32(0), _UINT8_MAX) - zero, scale)
 
 
 def quantize_dynamic(values: F32) -> Quantized:
@@ -93,6 +100,8 @@ class _Pass:
     masks: Mapping[str, F32]
     """Of each dropout, by its output; without one it is the identity."""
     values: dict[str, F32]
+    grids: Grids = field(default_factory=lambda: NO_GRIDS)
+    """Of calibrated activations."""
     trainable: frozenset[str] = frozenset()
     """Values that a gradient must reach."""
     saved: dict[str, Any] = field(default_factory=dict)
@@ -171,6 +180,19 @@ class _Pass:
             if value in self.trainable:
                 self.upstream[value] = self.upstream[value] + gradient if value in self.upstream else gradient
 
+    def _quantize(self, node: Node, x: F32) -> Quantized:
+        """The input of a Gemm or Conv on its uint8 grid: calibrated, or that of the batch."""
+        grid = self.grids.get(node.values[0])
+        return quantize_dynamic(x) if grid is None else quantize_static(x, grid)
+
+    def _flow_inside(self, node: Node, x: F32, dx: F32) -> None:
+        """Flow for the input of a Gemm or Conv: nothing where it saturated."""
+        grid = self.grids.get(node.values[0])
+        if grid is not None:
+            low, high = grid.bounds
+            dx = dx * ((x >= np.float32(low)) & (x <= np.float32(high)))
+        self._flow(node, dx)
+
     def _is_trained(self, tensor: str) -> bool:
         return next(spec for spec in self.network.tensors if spec.name == tensor).is_trainable
 
@@ -180,7 +202,7 @@ class _Pass:
         if weight not in self.scales:
             y = x @ self.states[weight] + self.states[bias]
             return y
-        quantized = self.saved[node.output] = quantize_dynamic(x)
+        quantized = self.saved[node.output] = self._quantize(node, x)
         product = exact_product(quantized.centred, rounded_weight(self.states[weight]))
         y = product * (quantized.scale * self.scales[weight]) + self.states[bias]
         return y
@@ -197,14 +219,15 @@ class _Pass:
             return
         if is_quantized:
             scaled = quantize_dynamic(dy * self.scales[weight])
-            self._flow(node, exact_product(scaled.centred, rounded_weight(self.states[weight]).T) * scaled.scale)
+            product = exact_product(scaled.centred, rounded_weight(self.states[weight]).T) * scaled.scale
+            self._flow_inside(node, x, product)
         else:
             self._flow(node, dy @ self.states[weight].T)
 
     def _conv(self, node: Node, x: F32) -> F32:
         _, weight, bias = node.inputs
         if weight in self.scales:
-            quantized = self.saved[f"{node.output}.x"] = quantize_dynamic(x)
+            quantized = self.saved[f"{node.output}.x"] = self._quantize(node, x)
             kernel = rounded_weight(self.states[weight])
             factor = quantized.scale * self.scales[weight]
             x = quantized.centred
@@ -232,7 +255,11 @@ class _Pass:
             return
         if is_quantized:
             rows, state = rows * self.scales[weight], rounded_weight(state)
-        self._flow(node, add_columns(node, _split(node, rows) @ _grouped(node, state), x.shape))
+        dx = add_columns(node, _split(node, rows) @ _grouped(node, state), x.shape)
+        if is_quantized:
+            self._flow_inside(node, x, dx)
+        else:
+            self._flow(node, dx)
 
     def _affine_reverse(self, node: Node, x: F32, dy: F32) -> None:
         scale, shift = node.tensors
@@ -271,6 +298,18 @@ class _Pass:
         return dx
 
 
+class _Int8Pass(_Pass):
+    """Inference on grids: a convolution of several channels writes to the grid of the value behind it at once."""
+
+    def _conv(self, node: Node, x: F32) -> F32:
+        y = super()._conv(node, x)
+        grid = output_grid(self.network, node, self.grids)
+        if grid is None or x.shape[1] == 1:
+            return y
+        rounded = quantize_static(y, grid)
+        return rounded.centred * rounded.scale
+
+
 class NumpyBackend:
     """``Backend`` without a runtime."""
 
@@ -302,6 +341,24 @@ class NumpyBackend:
         """See ``Backend.logits``."""
         return self._forward(x, params, {}, {})[1]
 
+    def activations(self, x: F32, params: Mapping[str, F32]) -> dict[str, F32]:
+        """Every value of the float32 network, by name."""
+        return self._forward(x, params, {}, {})[0].values
+
+    def int8_logits(self, x: F32, states: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, F32]) -> F32:
+        """See ``Backend.int8_logits``."""
+        run = _Int8Pass(
+            network=self._artifact.network,
+            states=states,
+            scales=scales,
+            masks={},
+            values={INPUT: x},
+            grids=self._artifact.grids,
+        )
+        for node in run.network.nodes[:-1]:
+            run.values[node.output] = run.forward(node)
+        return run.values[run.network.logits]
+
     def release(self) -> None:
         """See ``Backend.release``; nothing is held between calls."""
 
@@ -309,7 +366,9 @@ class NumpyBackend:
         self, x: F32, states: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, F32], masks: Mapping[str, F32]
     ) -> tuple[_Pass, F32]:
         network = self._artifact.network
-        run = _Pass(network=network, states=states, scales=scales, masks=masks, values={INPUT: x})
+        run = _Pass(
+            network=network, states=states, scales=scales, masks=masks, values={INPUT: x}, grids=self._artifact.grids
+        )
         for node in network.nodes[:-1]:
             run.values[node.output] = run.forward(node)
         return run, run.values[network.logits]

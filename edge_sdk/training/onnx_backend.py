@@ -75,6 +75,7 @@ class OnnxBackend:
         self._device = device
         self._training: onnxruntime.InferenceSession | None = None
         self._evaluation: onnxruntime.InferenceSession | None = None
+        self._inference: onnxruntime.InferenceSession | None = None
 
     def step(
         self,
@@ -117,9 +118,24 @@ class OnnxBackend:
         logits: npt.NDArray[np.float32] = self._evaluation.run((LOGITS,), feed)[0]
         return logits
 
+    def int8_logits(
+        self,
+        x: npt.NDArray[np.float32],
+        states: Mapping[str, npt.NDArray[Any]],
+        scales: Mapping[str, npt.NDArray[np.float32]],
+    ) -> npt.NDArray[np.float32]:
+        """See ``Backend.int8_logits``."""
+        if self._inference is None:
+            self._inference = _session(self._artifact.int8_onnx, self._artifact.int8_inputs, (LOGITS,), self._device)
+        feed: dict[str, npt.NDArray[Any]] = {X: x}
+        feed.update((state_name(name), state) for name, state in states.items())
+        feed.update((scale_name(name), scale) for name, scale in scales.items())
+        logits: npt.NDArray[np.float32] = self._inference.run((LOGITS,), feed)[0]
+        return logits
+
     def release(self) -> None:
         """See ``Backend.release``."""
-        self._training = self._evaluation = None
+        self._training = self._evaluation = self._inference = None
 
 
 def _session(

@@ -126,16 +126,32 @@ def dequantize(params: ModelParams) -> dict[str, npt.NDArray[np.float32]]:
     return {t.name: np.ldexp(integers(t).astype(np.float32), t.exponent) for t in params.tensors}
 
 
+def int8_model(
+    params: ModelParams,
+) -> tuple[dict[str, npt.NDArray[Any]], dict[str, npt.NDArray[np.float32]]]:
+    """The model as a board infers with it: weights as int8 and their scales per channel; the rest as float32."""
+    states: dict[str, npt.NDArray[Any]] = dict(dequantize(params))
+    scales: dict[str, npt.NDArray[np.float32]] = {}
+    for tensor in params.tensors:
+        if tensor.channel_axis < 0:
+            continue
+        per_channel = scales[tensor.name] = scale_values(tensor.scale_m, tensor.scale_k)
+        shape = [1] * len(tensor.shape)
+        shape[tensor.channel_axis] = -1
+        steps = np.rint(states[tensor.name] / per_channel.reshape(shape))
+        states[tensor.name] = np.clip(steps, -WEIGHT_MAX - 1, WEIGHT_MAX).astype(np.int8)
+    return states, scales
+
+
 def round_to_int8(params: ModelParams) -> dict[str, npt.NDArray[np.float32]]:
     """The model as an int8 board runs it: weights rounded to their per-channel grid, biases as they are."""
-    rounded = dequantize(params)
+    states, scales = int8_model(params)
     for tensor in params.tensors:
-        if tensor.channel_axis >= 0:
+        if tensor.name in scales:
             shape = [1] * len(tensor.shape)
             shape[tensor.channel_axis] = -1
-            scales = scale_values(tensor.scale_m, tensor.scale_k).reshape(shape)
-            rounded[tensor.name] = np.clip(np.rint(rounded[tensor.name] / scales), -WEIGHT_MAX - 1, WEIGHT_MAX) * scales
-    return rounded
+            states[tensor.name] = states[tensor.name].astype(np.float32) * scales[tensor.name].reshape(shape)
+    return states
 
 
 def to_params(specs: tuple[TensorSpec, ...], arrays: Mapping[str, npt.NDArray[Any]]) -> ModelParams:

@@ -15,7 +15,9 @@ from torch.nn import functional
 
 from edge_sdk.errors import ConfigError
 from edge_sdk.training.backend import NO_MASKS, NO_NOISE
+from edge_sdk.training.grids import NO_GRIDS, Grid, Grids
 from edge_sdk.training.network import INPUT, Scheme
+from edge_sdk.training.numpy_backend import NumpyBackend
 from edge_sdk.training.numpy_update import updated_states
 from edge_sdk.training.numpy_windows import average_divisors
 from edge_sdk.training.operators import Node, Op
@@ -70,7 +72,7 @@ class TorchBackend:
         trained = [spec.name for spec in specs if spec.is_trainable]
         for name in trained:
             params[name].requires_grad_()
-        run = _Pass(params, self._on_device(scales), self._on_device(masks))
+        run = _Pass(params, self._on_device(scales), self._on_device(masks), self._artifact.grids)
         logits = self._forward(run, self._tensor(batch.x))
         # A full batch takes torch's own mean: the general one costs an eighth of a small network's step.
         weight = None if batch.weight.all() else self._tensor(batch.weight)
@@ -85,6 +87,10 @@ class TorchBackend:
             run = _Pass(self._on_device(params), {}, {})
             logits: F32 = self._forward(run, self._tensor(x)).cpu().numpy()
         return logits
+
+    def int8_logits(self, x: F32, states: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, F32]) -> F32:
+        """See ``Backend.int8_logits``; numpy's, since torch has no such kernels of its own to add."""
+        return NumpyBackend(self._artifact).int8_logits(x, states, scales)
 
     def release(self) -> None:
         """See ``Backend.release``."""
@@ -117,12 +123,15 @@ class TorchBackend:
 
 
 class _Pass:
-    """One forward pass: parameters, scales and masks by name."""
+    """One forward pass: parameters, scales, masks and calibrated grids by name."""
 
-    def __init__(self, params: Mapping[str, Any], scales: Mapping[str, Any], masks: Mapping[str, Any]) -> None:
+    def __init__(
+        self, params: Mapping[str, Any], scales: Mapping[str, Any], masks: Mapping[str, Any], grids: Grids = NO_GRIDS
+    ) -> None:
         self.params = params
         self.scales = scales
         self.masks = masks
+        self.grids = grids
 
     def forward(self, node: Node, inputs: list[Any]) -> Any:
         """The node's output."""
@@ -149,7 +158,7 @@ class _Pass:
         scale = self.scales.get(node.tensors[0])
         if scale is None:
             return torch.addmm(bias, x, weight)
-        return QuantizedGemm.apply(x, weight, scale) + bias
+        return QuantizedGemm.apply(*self._bounded(node, x, weight, scale)) + bias
 
     def _conv(self, node: Node, x: Any) -> Any:
         weight, bias = (self.params[name] for name in node.tensors)
@@ -157,9 +166,14 @@ class _Pass:
         padding, x = _padding(node, x)
         settings = (list(node.stride), padding, list(node.dilations), node.groups)
         if scale is not None:
-            return _per_channel(bias, x) + QuantizedConv.apply(x, weight, scale, *settings)
+            return _per_channel(bias, x) + QuantizedConv.apply(*self._bounded(node, x, weight, scale), settings)
         convolve = functional.conv1d if x.ndim == _SERIES_RANK else functional.conv2d
         return convolve(x, weight, bias, *settings)
+
+    def _bounded(self, node: Node, x: Any, weight: Any, scale: Any) -> tuple[Any, Any, Any, Grid | None]:
+        """With a calibrated grid, no gradient flows to what lies outside of it."""
+        grid = self.grids.get(node.values[0])
+        return (x if grid is None else x.clamp(*grid.bounds)), weight, scale, grid
 
 
 def _arranged(node: Node, inputs: list[Any]) -> Any:

@@ -6,9 +6,12 @@ not of the integers: what ``updated_states`` takes.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+if TYPE_CHECKING:
+    from edge_sdk.training.grids import Grid
 
 _UINT8_MAX = 255.0
 
@@ -21,6 +24,16 @@ def quantize_dynamic(values: Any) -> tuple[Any, Any]:
     return (torch.round(values / scale) + zero).clamp(0.0, _UINT8_MAX) - zero, scale
 
 
+def quantize_static(values: Any, grid: Grid) -> tuple[Any, Any]:
+    """As above, on a calibrated grid."""
+    scale = torch.tensor(grid.scale, dtype=torch.float32, device=values.device)
+    return (torch.round(values / scale) + grid.zero).clamp(0.0, _UINT8_MAX) - grid.zero, scale
+
+
+def _quantize(values: Any, grid: Grid | None) -> tuple[Any, Any]:
+    return quantize_dynamic(values) if grid is None else quantize_static(values, grid)
+
+
 def exact_product(a: Any, b: Any) -> Any:
     """Matrix product of integers, exact up to 2**53, rounded once."""
     return (a.double() @ b.double()).float()
@@ -30,9 +43,9 @@ class QuantizedGemm(torch.autograd.Function):  # type: ignore[misc]
     """y = (xq - zx) Wq * (sx S)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Any, weight: Any, scale: Any) -> Any:
+    def forward(ctx: Any, x: Any, weight: Any, scale: Any, grid: Grid | None) -> Any:
         """Quantize x, multiply."""
-        centred, x_scale = quantize_dynamic(x)
+        centred, x_scale = _quantize(x, grid)
         ctx.save_for_backward(centred, x_scale, weight, scale)
         return exact_product(centred, weight) * (x_scale * scale)
 
@@ -46,7 +59,7 @@ class QuantizedGemm(torch.autograd.Function):  # type: ignore[misc]
             dx = exact_product(scaled, weight.T) * h_scale
         if ctx.needs_input_grad[1]:
             dw = (centred * x_scale).T @ dy
-        return dx, dw, None
+        return dx, dw, None, None
 
 
 class QuantizedConv(torch.autograd.Function):  # type: ignore[misc]
@@ -58,14 +71,13 @@ class QuantizedConv(torch.autograd.Function):  # type: ignore[misc]
         x: Any,
         weight: Any,
         scale: Any,
-        stride: list[int],
-        padding: list[int],
-        dilation: list[int],
-        groups: int,
+        grid: Grid | None,
+        settings: tuple[list[int], list[int], list[int], int],
     ) -> Any:
-        """Quantize x, convolve."""
-        centred, x_scale = quantize_dynamic(x)
+        """Quantize x, convolve; settings are stride, padding, dilation, groups."""
+        centred, x_scale = _quantize(x, grid)
         ctx.save_for_backward(centred, x_scale, weight, scale)
+        stride, padding, dilation, groups = settings
         ctx.settings = (stride, padding, dilation, False, [0] * len(stride), groups)
         product = torch.ops.aten.convolution(centred.double(), weight.double(), None, *ctx.settings).float()
         return product * _per_channel(x_scale * scale, product)
@@ -79,7 +91,7 @@ class QuantizedConv(torch.autograd.Function):  # type: ignore[misc]
             dx = _gradient(dy * _per_channel(scale, dy), centred, weight, ctx.settings, wanted=0)
         if ctx.needs_input_grad[1]:
             dw = _gradient(dy, centred, weight, ctx.settings, wanted=1) * x_scale
-        return dx, dw, None, None, None, None, None
+        return dx, dw, None, None, None
 
 
 def _gradient(dy: Any, x: Any, weight: Any, settings: tuple[Any, ...], *, wanted: int) -> Any:

@@ -34,6 +34,7 @@ from edge_sdk.training.quantize import (
     check_params,
     dequantize,
     initial_state,
+    int8_model,
     scale_values,
 )
 from edge_sdk.training.rounding_noise import RoundingNoise
@@ -200,26 +201,26 @@ class Trainer:
         x: npt.NDArray[np.float32],
         y: npt.NDArray[Any],
     ) -> Evaluation:
-        """Score parameters on examples with the float32 network, in slices of bounded memory.
+        """Score parameters on examples, in slices of bounded memory.
 
         Args:
-            params: A global model, or float32 arrays by tensor name.
+            params: A global model: of a calibrated artifact with the int8 network, as a board infers. Or float32 arrays
+                by tensor name: with the float32 network, which sees differences below an int8 step.
             x: (n, *input_shape), n >= 1.
             y: (n,), labels in 0..class_count - 1; for other losses (n, class_count), float32.
 
         Raises:
             NonFiniteError: a logit is not finite.
         """
-        arrays = dequantize(params) if isinstance(params, ModelParams) else params
+        logits_of = self._inference(params)
         network = self.artifact.network
         classes = network.class_count if network.is_classifier else 0
         loss_sum, right = 0.0, 0
         correct = np.zeros(classes, np.int64)
         for start in range(0, len(y), EVALUATION_BATCH):
             targets = y[start : start + EVALUATION_BATCH]
-            logits = self._backend.logits(
-                np.ascontiguousarray(x[start : start + EVALUATION_BATCH], np.float32), arrays
-            ).astype(np.float64)
+            rows = np.ascontiguousarray(x[start : start + EVALUATION_BATCH], np.float32)
+            logits = logits_of(rows).astype(np.float64)
             if not np.isfinite(logits).all():
                 raise NonFiniteError("evaluation: a logit is not finite")
             losses, is_right = _judge(network.loss, logits, targets)
@@ -281,6 +282,16 @@ class Trainer:
         self._backend.release()
         self._start, self._states, self._scales = {}, {}, {}
         return_memory()
+
+    def _inference(
+        self, params: ModelParams | Mapping[str, npt.NDArray[np.float32]]
+    ) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+        """What gives the outputs for some rows."""
+        if not isinstance(params, ModelParams) or not self.artifact.grids:
+            arrays = dequantize(params) if isinstance(params, ModelParams) else params
+            return lambda rows: self._backend.logits(rows, arrays)
+        states, scales = int8_model(params)
+        return lambda rows: self._backend.int8_logits(rows, states, scales)
 
     @property
     def _saved_keys(self) -> tuple[str, ...]:

@@ -90,6 +90,25 @@ def test_options_of_the_step_arrive_in_the_artifact(
     assert "step: momentum 0.9, gradient clipped to 1.5, proximal term 0.25" in capsys.readouterr().out
 
 
+def test_calibration_fixes_the_ranges_and_adds_the_int8_network(
+    forward: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(1)
+    examples = forward.with_name("examples.npz")
+    x, y = rng.normal(0, 0.5, (40, 1, 6, 6)).astype(np.float32), rng.integers(0, 3, 40)
+    np.savez(examples, x=x, y=y)
+    artifact, params = build(forward, "--calibrate", str(examples))
+    assert len(artifact.grids) == 3
+    assert "activations: uint8, 3 calibrated ranges" in capsys.readouterr().out
+    plain, _ = build(forward)
+    assert not plain.grids
+    assert "activations: uint8, the range of each batch" in capsys.readouterr().out
+    calibrated, exact = (Trainer(each).evaluate(params, x, y) for each in (artifact, plain))
+    assert calibrated.loss_mean == pytest.approx(exact.loss_mean, rel=0.05)
+    with pytest.raises(ConfigError, match="needs an int8 state"):
+        build(forward, "--calibrate", str(examples), "--state", "fp32")
+
+
 def test_int8_rounded_to_nearest_is_refused_with_the_reason(forward: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         build(forward, "--state", "int8")
