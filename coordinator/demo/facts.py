@@ -14,6 +14,7 @@ from coordinator.demo.baseline import Baseline
 from coordinator.demo.founding import Fleet
 from coordinator.demo.layout import Role
 from coordinator.demo.observer import Point
+from coordinator.demo.personal import measure_personal
 from coordinator.demo.records import RunPhase, read_runs
 from coordinator.demo.report import NS_PER_S, BlockTimes, DeviceMemory, RunFacts
 from coordinator.ledger.replay import verify_directory
@@ -76,6 +77,7 @@ def gather_facts(
         model_version=0 if last is None else last.statement.version,
         model_root=(fleet.genesis.model_root if last is None else last.statement.model_root).hex(),
         ledger_verified=problem is None,
+        personal=[] if options.personal is None else measure_personal(fleet),
     )
     return facts, problem
 

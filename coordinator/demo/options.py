@@ -27,6 +27,7 @@ from firmware_profiles.profile import board_ids
 
 _T = TypeVar("_T")
 
+SEARCH: Final = "search"
 BROKERS: Final = ("auto", "mosquitto", "embedded")
 BYZANTINE_KINDS: Final = ("signflip", "nullifier", "randomizer", "labelflip", "nan", "scaled")
 """What ``[behaviour] byzantine`` of a device knows."""
@@ -73,6 +74,8 @@ class Options:
     target: float | None
     """Stop at this accuracy."""
     seed: int
+    personal: float | str | None
+    """Share of own parameters in personal models; ``SEARCH``: each device finds it; None: no personal models."""
     keep: Path | None
     report: Path | None
     broker: str
@@ -133,6 +136,7 @@ def parse(argv: Sequence[str]) -> Options:
         rounds=found.rounds,
         target=found.target,
         seed=found.seed,
+        personal=_personal(found.personal, codec),
         keep=found.keep,
         report=found.report,
         broker=found.broker,
@@ -163,6 +167,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--tau", type=_number, metavar="S", help="seconds after which a block is cut however few updates wait")
     add("--block-size", type=_whole, metavar="N", help="updates that cut a block at once")
     add("--partition", metavar="HOW", help="iid, dirichlet:A, classes:K or natural")
+    add(
+        "--personal",
+        metavar="ALPHA",
+        help="each device also keeps a personal model with this share (0..1) of its own parameters, or search",
+    )
     add(
         "--byzantine",
         metavar="KIND:N",
@@ -230,6 +239,21 @@ def _byzantine(text: str | None, devices: int) -> Byzantine:
 def _check_attack(byzantine: Byzantine, codec: CodecChoice) -> None:
     if byzantine.kind == "nullifier" and byzantine.count and codec.codec is Codec.SPSA:
         raise ConfigError(f"--byzantine {byzantine} with --codec spsa: no message of directions can say that delta")
+
+
+def _personal(text: str | None, codec: CodecChoice) -> float | str | None:
+    if text is None:
+        return None
+    if codec.codec is Codec.SPSA:
+        raise ConfigError(f"--personal {text} with --codec spsa: such a device trains no model of its own")
+    if text == SEARCH:
+        return text
+    try:
+        alpha = float(text)
+    except ValueError as error:
+        raise ConfigError(f"--personal {text[:40]}: expected a share in 0..1, or {SEARCH}") from error
+    _check_range("--personal", alpha, 0.0, 1.0)
+    return alpha
 
 
 def _check_range(option: str, found: float, low: float, high: float) -> None:

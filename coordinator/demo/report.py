@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from coordinator.demo.auditor import Audit
 from coordinator.demo.baseline import Baseline
+from coordinator.demo.personal import PersonalResult, report_personal
 from coordinator.demo.records import NS_PER_MS, RunPhase, percentile
 from coordinator.serving.metrics import MinerPhase
 from edge_sdk.adapters.durable_files import write_file
@@ -83,6 +84,7 @@ class RunFacts:
     model_version: int
     model_root: str
     ledger_verified: bool
+    personal: Sequence[PersonalResult] = ()
 
 
 def build_report(facts: RunFacts) -> dict[str, Any]:
@@ -108,6 +110,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
         "accuracy_final": facts.curve[-1][2] if facts.curve else 0.0,
         "accuracy_curve": [[round(seconds, 2), version, accuracy] for seconds, version, accuracy in facts.curve],
         "baseline": asdict(facts.baseline),
+        "personal": report_personal(facts.personal),
         "updates": {
             "published": audit.published,
             "merged": audit.merged,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.demo.layout import DevicePlace, MinerPlace, Role
-from coordinator.demo.options import Options
+from coordinator.demo.options import SEARCH, Options
 from coordinator.enrolment.authority import miner_user
 from edge_sdk.protocol.ids import ChainId, Digest, TaskId
 
@@ -131,11 +131,19 @@ def device_toml(context: Context, device: DevicePlace) -> str:
             ),
             _broker(context, device.device_id),
             _table("[miners]", urls=[miner.url for miner in context.miners]),
-            _table("[training]", in_flight=IN_FLIGHT),
+            _table("[training]", in_flight=IN_FLIGHT, **_personal(options)),
             _table("[board]", profile=options.board),
             _table("[behaviour]", byzantine=options.byzantine.kind if is_hostile else ""),
         )
     )
+
+
+def _personal(options: Options) -> dict[str, Setting]:
+    if options.personal is None:
+        return {}
+    if options.personal == SEARCH:
+        return {"personal_search": True}
+    return {"personal_alpha": options.personal}
 
 
 def _broker(context: Context, user: str) -> str:

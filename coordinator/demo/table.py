@@ -34,6 +34,7 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
             f"{report['model_version']} versions",
             f"centralized fp32 {report['baseline']['accuracy']:.3f}",
         ],
+        **_personal(report["personal"]),
         "blocks": [str(report["blocks"]), f"{causes['size']} cut by size", f"{causes['tau']} by tau"],
         "updates": [
             f"{updates['published']} published",
@@ -70,6 +71,18 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
         ],
         "model root": [str(report["model_root"])],
         "wall time": [f"{report['wall_s']:.0f} s"],
+    }
+
+
+def _personal(found: Mapping[str, Any] | None) -> dict[str, list[str]]:
+    if found is None:
+        return {}
+    return {
+        "personal models": [
+            f"{found['accuracy_personal_mean']:.3f} where the global one has {found['accuracy_global_mean']:.3f}",
+            f"better on {found['better']} and worse on {found['worse']} of {len(found['devices'])} devices",
+            "test set in the proportions of each",
+        ]
     }
 
 
