@@ -14,7 +14,7 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from coordinator import cli_model_build
+from coordinator import cli_model_build, cli_model_inspect
 from coordinator.genesis_file import load_genesis
 from edge_sdk.adapters.durable_files import read_file, write_file
 from edge_sdk.adapters.system_clock import SystemClock
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     if options.command == "build":
         return cli_model_build.build(options)
     if options.command == "inspect":
-        return _inspect(options.file)
+        return _inspect(options)
     genesis = load_genesis(options.genesis)
     if options.anchor is not None and genesis_digest(genesis).hex() != options.anchor.lower():
         raise ConfigError(f"--anchor: {options.genesis} has {genesis_digest(genesis).hex()}: another genesis")
@@ -85,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_model_build.add_parser(build)
     inspect = commands.add_parser("inspect", help="show what a model or artifact file holds")
     inspect.add_argument("file", type=Path)
+    cli_model_inspect.add_options(inspect)
     return parser
 
 
@@ -145,14 +146,15 @@ def _verify(file: Path, genesis: Genesis, certificate_file: Path | None) -> int:
     return 0
 
 
-def _inspect(file: Path) -> int:
+def _inspect(options: argparse.Namespace) -> int:
+    file: Path = options.file
     data = _read(file, max(BLOB_BYTES_MAX, ARTIFACT_BYTES_MAX))
     print(f"{file}: {len(data)} bytes, sha256 {hashlib.sha256(data).hexdigest()}")
     try:
         params = wire.from_bytes(ModelParams, data)
         check_params(params)
     except DecodeError:
-        return _inspect_artifact(file, data)
+        return _inspect_artifact(file, data, options)
     print(f"model, root {model_root(params).hex()}, {_count(params)} parameters")
     print(f"{'TENSOR':<24} {'SHAPE':<18} {'EXPONENT':>8} {'SCALES':>7}")
     for tensor in params.tensors:
@@ -161,12 +163,13 @@ def _inspect(file: Path) -> int:
     return 0
 
 
-def _inspect_artifact(file: Path, data: bytes) -> int:
+def _inspect_artifact(file: Path, data: bytes, options: argparse.Namespace) -> int:
     try:
         artifact = Artifact.load(data)
     except DecodeError as error:
         raise EdgeFLError(f"{file}: neither a model nor an artifact: {error}") from error
     cli_model_build.describe(artifact)
+    cli_model_inspect.show(artifact, options)
     return 0
 
 

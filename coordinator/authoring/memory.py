@@ -69,7 +69,7 @@ def peak_memory(artifact: Artifact, *, backend: str = "onnxruntime") -> PeakMemo
     else:
         raise TrainingError(f"backend {backend!r}: memory is modelled for {', '.join(BACKENDS)}")
     network = artifact.network
-    signature = 0 if artifact.author is None else _SIGNATURE_BYTES
+    signature = 0 if artifact.author is None else signature_bytes()
     return PeakMemory(
         backend=backend,
         floor_bytes=_FLOOR_BYTES[backend] + signature,
@@ -78,6 +78,11 @@ def peak_memory(artifact: Artifact, *, backend: str = "onnxruntime") -> PeakMemo
         examples_bytes=int(_BATCH_COPIES[backend] * _FLOAT_BYTES * artifact.batch * math.prod(network.input_shape)),
         tensors_bytes=tensors,
     )
+
+
+def signature_bytes() -> int:
+    """What checking the signature of an artifact adds."""
+    return _SIGNATURE_BYTES
 
 
 def arena_bytes(plan: RuntimePlan) -> int:

@@ -50,6 +50,7 @@ class Step:
 
     operator: str
     makes: str
+    reads: tuple[str, ...]
     taken: tuple[str, ...]
     workspace_bytes: int
     ended: tuple[str, ...]
@@ -170,6 +171,7 @@ def plan_run(graph_onnx: bytes) -> RuntimePlan:
             Step(
                 node.op_type,
                 node.output[0],
+                tuple(filter(None, node.input)),
                 tuple(taken[place]),
                 _workspace(node, tensors),
                 tuple(ended.get(place, ())),

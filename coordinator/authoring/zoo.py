@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.import_onnx import Imported
 from coordinator.authoring.output_layer import train_output_only
 from coordinator.authoring.recipes.classifiers import cnn1d, dscnn, lenet, mlp
 from coordinator.authoring.recipes.layers import Layers, fan_in
@@ -19,7 +20,7 @@ from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.messages import ModelParams, ModelTensor
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.network import Network, Op, Role, Scheme, TensorSpec
-from edge_sdk.training.quantize import to_tensor
+from edge_sdk.training.quantize import dequantize, to_tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,26 @@ def genesis_gains(forward: Network) -> dict[str, float]:
         elif node.output in added:
             gains[node.tensors[0]] = _RESIDUAL_GAIN
     return gains
+
+
+def imported(model: str, *, input_shape: tuple[int, ...] | None, class_count: int | None, seed: int) -> Imported:
+    """A recipe in the form of an imported model; shapes that are not given are those it is named for.
+
+    Raises:
+        ConfigError: unknown recipe, or one that does not take this input shape.
+    """
+    if model not in RECIPES:
+        raise ConfigError(f"model {model!r}: expected one of {', '.join(MODELS)}")
+    recipe = RECIPES[model]
+    forward = network(model, input_shape or recipe.input_shape, class_count or recipe.outputs)
+    params = genesis_params(forward.tensors, seed=seed, gains=genesis_gains(forward))
+    return Imported(
+        network=forward,
+        arrays=dequantize(params),
+        layers=tuple(node.tensors for node in forward.nodes if node.op in {Op.GEMM, Op.CONV}),
+        fixed=frozenset(),
+        notes=(f"{model}: random weights, seed {seed}",),
+    )
 
 
 def _genesis_tensor(spec: TensorSpec, rng: np.random.Generator, gain: float) -> ModelTensor:
