@@ -28,7 +28,8 @@ _GAP_PER_BYTE: Final = 128
 def blob_bytes_max(model: ModelParams, form: UpdateForm) -> int:
     """No honest update of this model in this form is longer."""
     carried = model.tensors if form.carried is None else [model.tensors[position] for position in form.carried]
-    return _values_bytes_max(carried, form) + TENSOR_OVERHEAD_BYTES * len(carried) + PAYLOAD_OVERHEAD_BYTES
+    named = 1 if form.codec is Codec.SPSA else len(carried)
+    return _values_bytes_max(carried, form) + TENSOR_OVERHEAD_BYTES * named + PAYLOAD_OVERHEAD_BYTES
 
 
 def upload_check(model: ModelParams, form: UpdateForm) -> BlobCheck:

@@ -27,8 +27,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.authoring import zoo
 from coordinator.broker.local import BrokerKind, make_passwords, prepare_local
+from coordinator.codec_choice import INT8, CodecChoice, with_codec
 from coordinator.enrolment.authority import miner_user
 from coordinator.ordering.rpc import OrderedLogClient
+from coordinator.task_form import fit_task
 from edge_sdk.adapters.durable_files import write_file
 from edge_sdk.adapters.failpoints import VARIABLE
 from edge_sdk.adapters.keys import create_key
@@ -82,6 +84,7 @@ class Rules:
     width: int = 8
     """Inputs of the network: 700 makes an update of about 100 kB."""
     broker: BrokerKind = BrokerKind.MOSQUITTO
+    codec: CodecChoice = INT8
     behaviours: Mapping[str, str] = field(default_factory=dict)
     """Byzantine behaviour by miner."""
 
@@ -260,10 +263,33 @@ class Fleet:
         return [json.loads(line) for line in text.splitlines()]
 
     def _model(self) -> tuple[Artifact, ModelParams]:
-        return zoo.build("mlp", (self.rules.width,), CLASSES, batch=16, seed=3)
+        is_output_only = self.rules.codec.is_output_only
+        return zoo.build("mlp", (self.rules.width,), CLASSES, batch=16, seed=3, is_output_only=is_output_only)
+
+    def _task(self) -> TaskParams:
+        rules = self.rules
+        params = TaskParams(
+            block_size=rules.block_size,
+            tau_ms=rules.tau_ms,
+            phase_ms=rules.phase_ms,
+            reveal_extensions_max=2,
+            staleness_max=rules.staleness_max,
+            margin_permille=rules.margin_permille,
+            method="fedbuff",
+            server_rate_q16=1 << 16,
+            clip_norm_q16=round(CLIP_NORM * 65_536),
+            codec=Codec.INT8_DENSE,
+            expiry_heights=10_000,
+            certificate_ttl_s=3_600,
+            local_steps=20,
+            batch=16,
+            learning_rate_q24=round(0.1 * 2**24),
+            example_count_max=10_000,
+        )
+        return fit_task(with_codec(params, rules.codec, spsa_learning_rate=0.01), self.artifact)
 
     def _write_genesis(self) -> Genesis:
-        rules, blob = self.rules, wire.to_bytes(self.model)
+        blob = wire.to_bytes(self.model)
         records = []
         for miner in self.miner_ids:
             folder = self.ledger_dir(miner)
@@ -276,24 +302,7 @@ class Fleet:
             created_s=1_700_000_000,
             miners=tuple(records),
             registrar=self.registrar.public_key,
-            params=TaskParams(
-                block_size=rules.block_size,
-                tau_ms=rules.tau_ms,
-                phase_ms=rules.phase_ms,
-                reveal_extensions_max=2,
-                staleness_max=rules.staleness_max,
-                margin_permille=rules.margin_permille,
-                method="fedbuff",
-                server_rate_q16=1 << 16,
-                clip_norm_q16=round(CLIP_NORM * 65_536),
-                codec=Codec.INT8_DENSE,
-                expiry_heights=10_000,
-                certificate_ttl_s=3_600,
-                local_steps=20,
-                batch=16,
-                learning_rate_q24=round(0.1 * 2**24),
-                example_count_max=10_000,
-            ),
+            params=self._task(),
             artifact_digest=self.artifact.digest,
             model_root=model.model_root(self.model),
             model_digest=sha256(blob),

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edge_sdk.adapters.mqtt import Arrived, Connected, LinkEvent, Message, MqttLink, Published
+from edge_sdk.device import encoding
 from edge_sdk.protocol import chunks, topics, wire
 from edge_sdk.protocol.certificate import verify_outcome
 from edge_sdk.protocol.cose import Signer, peek, sign, verify
@@ -19,7 +20,6 @@ from edge_sdk.protocol.digest import sha256, update_digest
 from edge_sdk.protocol.ids import DeviceId, Digest, MinerId
 from edge_sdk.protocol.messages import (
     BlockEntry,
-    Codec,
     Domain,
     EnergyQuality,
     ModelParams,
@@ -32,13 +32,15 @@ from edge_sdk.protocol.messages import (
 )
 from edge_sdk.protocol.model import model_root
 from edge_sdk.protocol.topics import Kind
+from edge_sdk.training.codecs.reading import UpdateForm
 from edge_sdk.training.dataset import ArrayDataset
-from edge_sdk.training.delta import encode_delta
-from edge_sdk.training.trainer import Trainer
+from edge_sdk.training.delta import carried_specs, encode_delta
+from edge_sdk.training.spsa_trainer import SpsaTrainer
 from tests.support.fleet import CLASSES, CLIP_NORM, Fleet, clouds
 
 WAIT_S: Final = 60.0
 FLOOD_IN_FLIGHT: Final = 15
+Q24: Final = 2**24
 
 
 class ScriptedDevice:
@@ -83,17 +85,32 @@ class ScriptedDevice:
 
     def train(self, base: ModelParams, *, seed: int, scale: float = 1.0, steps: int = 15) -> UpdatePayload:
         """Learn from some clouds; a negative or large ``scale`` makes it hostile, and no longer clipped."""
-        fleet = self._fleet
+        fleet, params = self._fleet, self.genesis.params
         x, y = clouds(120, width=fleet.rules.width, seed=seed)
-        trainer = Trainer(fleet.artifact)
+        trainer = encoding.new_trainer(
+            fleet.artifact,
+            params,
+            backend="onnxruntime",
+            device_id=self.device_id,
+            root=model_root(base),
+            kind="",
+        )
         trainer.load(base)
         dataset = ArrayDataset(x, y, input_shape=(fleet.rules.width,), class_count=CLASSES)
-        trainer.train(dataset, steps=steps, lr=0.1, rng=np.random.default_rng(seed))
+        trainer.train(dataset, steps=steps, lr=params.learning_rate_q24 / Q24, rng=np.random.default_rng(seed))
+        if isinstance(trainer, SpsaTrainer):
+            return trainer.payload()
         delta: dict[str, npt.NDArray[np.float32]] = {
             name: np.float32(scale) * values for name, values in trainer.delta().items()
         }
-        clip = CLIP_NORM if abs(scale) <= 1 else 1e9
-        return encode_delta(delta, None, fleet.artifact.network.tensors, clip_norm=clip, codec=Codec.INT8_DENSE).payload
+        return encode_delta(
+            delta,
+            None,
+            carried_specs(fleet.artifact.network.tensors, params.carried),
+            clip_norm=CLIP_NORM if abs(scale) <= 1 else 1e9,
+            codec=params.codec,
+            top_share=UpdateForm.of_task(params).top_share,
+        ).payload
 
     def manifest(
         self, blob: bytes, *, seq: int, base: ModelParams | None = None, base_version: int = 0, **changes: Any
@@ -107,7 +124,7 @@ class ScriptedDevice:
                 seq=seq,
                 base_version=base_version,
                 base_root=model_root(base or self._fleet.model),
-                codec=Codec.INT8_DENSE,
+                codec=self.genesis.params.codec,
                 blob_bytes=len(blob),
                 blob_digest=sha256(blob),
                 example_count=120,
