@@ -99,7 +99,7 @@ $(LITERT_STAMP):
 $(TFLITE_STAMP):
 	@echo "installing tflite-runtime into .venv-tflite"
 	@$(PYTHON) -m venv .venv-tflite \
-		&& .venv-tflite/bin/pip --disable-pip-version-check --quiet install 'tflite-runtime==2.14.*' 'numpy<2' cbor2 \
+		&& .venv-tflite/bin/pip --disable-pip-version-check --quiet install 'tflite-runtime==2.14.*' 'numpy<2' cbor2 cryptography \
 		&& touch $@ \
 		|| { rm -rf .venv-tflite; echo "tflite-runtime could not be installed (it wants Python 3.11); its tests are skipped" >&2; }
 
