@@ -142,14 +142,13 @@ class Updater:
         if isinstance(found, Pass):
             return found
         targets = [mirror.trusted.target(name) for name in found.wheels]
+        # Wheels stay for the next release: it brings a new client, and mostly the same dependencies.
         mirror.keep_only([info, *targets])
         slot, marker = self._environments.free(), _marker(release, targets)
         if not self._environments.is_complete(slot, marker):
             self._check_room(mirror.missing_bytes(targets), found)
             wheels = self._download(mirror, targets, deadline_s)
             self._environments.build(slot, wheels, marker, bytes_max=found.unpacked_bytes)
-            for path in wheels:
-                path.unlink(missing_ok=True)
         failpoints.hit("upgrade.after_build")
         return Prepared(release, slot)
 

@@ -165,6 +165,7 @@ def test_rotated_keys_and_a_second_server(site: Site, wheels: Wheels, tmp_path: 
     site.publisher.release(wheels["0.2.0"])
     assert site.board.upgrade().returncode == 0
     check_old_runs(site, "0.2.0")
+    assert sum("zz_bridge" in path for path, _ in site.server.requests) == 1  # the same wheel in both releases
     with stale.running():
         site.board.configure(stale.url, more_urls=(site.server.url,))
         done = site.board.upgrade()
