@@ -19,13 +19,10 @@ if [ ! -e "$state/.copied" ]; then
         install -m 0600 -o flchain -g flchain "$file" "$state/"
     done
     if [ -d "$seed/wheels" ]; then
-        # Two environments side by side and one link: an upgrade fills the other one and moves the link.
-        rm -rf /opt/flchain/a
-        python3 -m venv /opt/flchain/a
-        /opt/flchain/a/bin/pip install --quiet --no-index --find-links "$seed/wheels" edge-flchain
-        ln -sfn a /opt/flchain/current
-        # The updater itself runs from the last environment that stood its trial.
-        ln -sfn a /opt/flchain/committed
+        # Two environments side by side and two links: an upgrade fills the other one and moves a link. The client unpacks
+        # itself out of its wheel: no pip, which the system may lack and a small board is slow with.
+        set -- "$seed"/wheels/edge_flchain-*.whl
+        PYTHONPATH=$1 PYTHONDONTWRITEBYTECODE=1 python3 -m edge_sdk.upgrade.first_install /opt/flchain "$seed/wheels"
     fi
     if [ -e "$seed/wifi.nmconnection" ]; then
         install -D -m 0600 "$seed/wifi.nmconnection" /etc/NetworkManager/system-connections/flchain-wifi.nmconnection

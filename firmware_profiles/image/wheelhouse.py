@@ -31,7 +31,7 @@ def check_wheelhouse(folder: Path, *, python: str, architecture: str) -> tuple[P
         architecture: ``aarch64``.
 
     Raises:
-        UsageError: a file that is no wheel, a wheel for another Python or CPU, or none of the client itself.
+        UsageError: a file that is no wheel, a wheel for another Python or CPU, two of one package, none of ours.
     """
     version = _PYTHON.fullmatch(python)
     if version is None:
@@ -49,7 +49,10 @@ def check_wheelhouse(folder: Path, *, python: str, architecture: str) -> tuple[P
             raise UsageError(f"{wheel}: not a wheel")
         if not _is_python(parts, int(version[1])) or not _is_cpu(parts["platform"], architecture):
             raise UsageError(f"{wheel.name}: is not for Python {python} on {architecture}")
-        names.add(parts["name"].lower().replace(".", "_"))
+        name = parts["name"].lower().replace(".", "_")
+        if name in names:
+            raise UsageError(f"{folder}: two wheels of {name}: expected one, the board unpacks them all")
+        names.add(name)
     if OURS not in names:
         raise UsageError(f"{folder}: has no wheel of the client ({OURS}-...-py3-none-any.whl)")
     return wheels

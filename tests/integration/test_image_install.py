@@ -16,6 +16,7 @@ from tests.support.vendor_images import program
 
 TOKEN = "c1aim-Token_0123456789abcdefghij"
 SEED = "/flchain-seed"
+ROOT = Path(__file__).resolve().parents[2]
 # Everything below $1 vanishes with the namespace. The system that runs the tests is the read-only lower layer.
 CAGE = """
 set -eu
@@ -33,8 +34,10 @@ Cage = Callable[[str], str]
 
 
 def client_wheel(folder: Path) -> Path:
-    """Smallest wheel of that name with a command."""
-    files = {
+    """What the first boot needs of the client, and a command."""
+    sources = sorted((ROOT / "edge_sdk").rglob("*.py"))
+    files = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in sources}
+    files |= {
         "edge_flchain_probe.py": "def main():\n    print('client runs')\n",
         "edge_flchain-0.1.dist-info/METADATA": "Metadata-Version: 2.1\nName: edge-flchain\nVersion: 0.1\n",
         "edge_flchain-0.1.dist-info/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",

@@ -174,6 +174,13 @@ def test_wheels_that_do_not_fit(tmp_path: Path, name: str) -> None:
         check_wheelhouse(wheel(tmp_path, name), python="3.13", architecture="aarch64")
 
 
+def test_two_wheels_of_one_package(tmp_path: Path) -> None:
+    folder = wheel(tmp_path, "numpy-2.4.0-cp313-cp313-manylinux_2_28_aarch64.whl")
+    (folder / "numpy-2.5.0-cp313-cp313-manylinux_2_28_aarch64.whl").write_bytes(b"PK")
+    with pytest.raises(UsageError, match="two wheels of numpy"):
+        check_wheelhouse(folder, python="3.13", architecture="aarch64")
+
+
 def test_wheelhouse_without_the_client(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="edge_flchain"):
         check_wheelhouse(tmp_path, python="3.13", architecture="aarch64")
