@@ -24,6 +24,7 @@ from edge_sdk.protocol import codec
 from edge_sdk.protocol.limits import MODEL_VALUE_MAX
 from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.backends import load_backend
+from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.dropout import DropoutMasks
 from edge_sdk.training.memory import return_memory
 from edge_sdk.training.operators import Op
@@ -45,9 +46,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.backend import Batch
     from edge_sdk.training.dataset import Dataset
 
 EVALUATION_BATCH: Final = 64
+STEP_RATE: Final = 0.05
+"""Learning rate of a single step where none is given: that of a task of production size."""
 _CHECKPOINT_FORMAT: Final = 1
 _CHECKPOINT_OVERHEAD_BYTES: Final = 1_024
 
@@ -100,6 +104,9 @@ class Trainer:
         self.artifact = artifact
         self.steps_done = 0
         self._backend = load_backend(backend, artifact)
+        self._loaded: ModelParams | None = None
+        self._chance: tuple[DropoutMasks, RoundingNoise] | None = None
+        """Of single steps."""
         self._start: dict[str, npt.NDArray[Any]] = {}
         self._states: dict[str, npt.NDArray[Any]] = {}
         self._scales: dict[str, npt.NDArray[np.float32]] = {}
@@ -117,7 +124,7 @@ class Trainer:
             if self.artifact.is_quantized(spec):
                 scales = self._scales[spec.name] = scale_values(tensor.scale_m, tensor.scale_k)
                 values[spec.name] = initial_state(values[spec.name], scales, spec, self.artifact.scheme)
-        self._start, self.steps_done = values, 0
+        self._loaded, self._start, self._chance, self.steps_done = params, values, None, 0
         self._states = values | self._job_states()
 
     def train(
@@ -152,20 +159,13 @@ class Trainer:
             )
         losses: list[float] = []
         examples = 0
-        dropout = DropoutMasks(self.artifact.network, batch=self.artifact.batch, rng=rng)
-        noise = RoundingNoise(self.artifact, rng=rng)
+        dropout, noise = self._draws(rng)
         batches = dataset.batches(rng, size=self.artifact.batch, start=start_step)
         for step, batch in zip(range(start_step, steps), batches, strict=False):
-            self._states, loss = self._backend.step(
-                batch, lr, self._states, self._scales, dropout.draw(step), noise.draw(step)
-            )
-            if not math.isfinite(loss):
-                raise NonFiniteError(f"loss is {loss} at step {step}")
-            losses.append(loss)
+            losses.append(self._advance(step, batch, lr, dropout, noise))
             examples += int(batch.weight.sum())
-            self.steps_done = step + 1
             if on_step is not None:
-                on_step(step + 1, loss)
+                on_step(step + 1, losses[-1])
         self._check_finite()
         return TrainReport(
             steps=len(losses),
@@ -175,14 +175,64 @@ class Trainer:
             saturated=self._count_saturated(),
         )
 
-    def delta(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Parameters now minus parameters at ``load``, by tensor name; of a quantized weight (Q_end - Q_start) * S / N.
+    def step(self, x: npt.NDArray[Any], y: npt.NDArray[Any], *, lr: float = STEP_RATE) -> float:
+        """Take one step on examples of your own, for a loop without a dataset; chance is that of seed 0.
 
-        N: states per step of the grid, 2**8 for Q8.8 and 1 for int8.
+        Args:
+            x: (n, *input_shape), 1 <= n <= batch, of the types that ``ArrayDataset`` takes; fewer are padded.
+            y: (n,) labels, or (n, class_count) targets.
+            lr: Learning rate, > 0.
+
+        Returns:
+            Mean loss of these examples, before the step.
+
+        Raises:
+            TrainingError: examples that do not fit, or a learning rate that is none.
+            NonFiniteError: the loss or a parameter is not finite.
+            LocalProtocolError: no model is loaded.
+        """
+        self._check_loaded()
+        network, batch = self.artifact.network, self.artifact.batch
+        examples = ArrayDataset(
+            x,
+            y,
+            input_shape=network.input_shape,
+            class_count=network.class_count,
+            has_labels=network.is_classifier,
+        )
+        if len(examples) > batch:
+            raise TrainingError(f"{len(examples)} examples in one step: expected at most {batch}, the artifact's batch")
+        if not (math.isfinite(lr) and lr > 0):
+            raise TrainingError(f"learning rate {lr}: expected more than 0")
+        if self._chance is None:
+            self._chance = self._draws(np.random.default_rng(0))
+        loss = self._advance(self.steps_done, examples.batch(np.arange(len(examples)), batch), lr, *self._chance)
+        self._check_finite()
+        return loss
+
+    def parameters(self) -> dict[str, npt.NDArray[np.float32]]:
+        """Parameters now, by tensor name: those that were loaded and the delta since.
 
         Raises:
             LocalProtocolError: no model is loaded.
         """
+        moved = self.delta()
+        return {name: value + moved[name] for name, value in dequantize(self._base()).items()}
+
+    def delta(self, base: ModelParams | None = None) -> dict[str, npt.NDArray[np.float32]]:
+        """Parameters now minus those of ``base``, or of what was loaded, by tensor name.
+
+        Of a quantized weight that was loaded (Q_end - Q_start) * S / N; N: states per step of the grid, 2**8 for Q8.8
+        and 1 for int8.
+
+        Raises:
+            LocalProtocolError: no model is loaded.
+            QuantizationError: ``base`` does not fit the artifact.
+        """
+        if base is not None and base is not self._loaded:
+            check_params(base, self.artifact.network.tensors)
+            mine, theirs = self.parameters(), dequantize(base)
+            return {name: mine[name] - theirs[name] for name in mine}
         self._check_loaded()
         deltas: dict[str, npt.NDArray[np.float32]] = {}
         for spec in self.artifact.network.tensors:
@@ -281,6 +331,7 @@ class Trainer:
         """Drop sessions, states and free heap pages: an idle device should not hold what training needed."""
         self._backend.release()
         self._start, self._states, self._scales = {}, {}, {}
+        self._loaded = self._chance = None
         return_memory()
 
     def _inference(
@@ -317,6 +368,25 @@ class Trainer:
         for spec in self.artifact.network.tensors:
             digest.update(np.ascontiguousarray(self._start[spec.name]).data)
         return digest.digest()
+
+    def _draws(self, rng: np.random.Generator) -> tuple[DropoutMasks, RoundingNoise]:
+        masks = DropoutMasks(self.artifact.network, batch=self.artifact.batch, rng=rng)
+        return masks, RoundingNoise(self.artifact, rng=rng)
+
+    def _advance(self, step: int, batch: Batch, lr: float, dropout: DropoutMasks, noise: RoundingNoise) -> float:
+        """Take one step; the loss before it."""
+        self._states, loss = self._backend.step(
+            batch, lr, self._states, self._scales, dropout.draw(step), noise.draw(step)
+        )
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"loss is {loss} at step {step}")
+        self.steps_done = step + 1
+        return loss
+
+    def _base(self) -> ModelParams:
+        if self._loaded is None:
+            raise LocalProtocolError("no model is loaded")
+        return self._loaded
 
     def _check_loaded(self) -> None:
         if not self._states:
