@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from coordinator import cli_model_training
+from coordinator import cli_model_plan, cli_model_training
 from coordinator.author_key import ALGORITHMS, PUBLIC_SUFFIX, default_key_file, open_author_key
 from coordinator.own_model import PARAMETERS_SUFFIX
 from edge_sdk.adapters.durable_files import write_file
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from coordinator.authoring.cost import StepCost
     from coordinator.authoring.import_onnx import Imported
     from edge_sdk.training.artifact import Artifact
+    from edge_sdk.training.network import Network
 
 LOSSES: Final = ("ce", "mse", "bce")
 BATCH: Final = 32
@@ -36,19 +37,30 @@ def add_parser(build: argparse.ArgumentParser) -> None:
         metavar="FILE.py:NAME",
         help="instead: a torch module, or what makes one without arguments; the file is run (needs torch)",
     )
-    build.add_argument(
-        "--input-shape", type=_shape, metavar="N,...", help="of --from-torch: shape of one example, such as 1,28,28"
+    source.add_argument(
+        "--zoo", metavar="NAME", help="instead: a network that ships, with random weights (any other name lists them)"
     )
     build.add_argument(
-        "--loss", required=True, choices=LOSSES, help="softmax or binary cross-entropy of logits, or squared error"
+        "--input-shape",
+        type=_shape,
+        metavar="N,...",
+        help="of --from-torch, and of --zoo where it is not the usual one: shape of one example, such as 1,28,28",
+    )
+    build.add_argument("--outputs", type=int, metavar="N", help="of --zoo: classes, or outputs (default: by network)")
+    build.add_argument("--seed", type=int, default=0, help="of the weights of --zoo (default: 0)")
+    build.add_argument(
+        "--loss",
+        choices=LOSSES,
+        help="softmax or binary cross-entropy of logits, or squared error; networks of the zoo bring theirs",
     )
     build.add_argument("--label-smoothing", type=float, default=0.0, metavar="SHARE", help="of ce (default: 0)")
     build.add_argument(
         "--trainable",
-        default="all",
         metavar="all|last:N|biases|NAME,...",
-        help="the rest is frozen and costs no gradient (default: all); names are tensors or layers",
+        help="the rest is frozen and costs no gradient (default: all, of --zoo what the network is made for); names "
+        "are tensors or layers",
     )
+    cli_model_plan.add_options(build)
     build.add_argument("--batch", type=int, default=BATCH, help=f"examples per step (default: {BATCH})")
     cli_model_training.add_options(build)
     build.add_argument(
@@ -83,16 +95,15 @@ def build(options: argparse.Namespace) -> int:
     from edge_sdk.training.quantize import to_params
 
     imported = _import(options)
-    network = with_trainable(imported, options.trainable)
+    network = imported.network if _is_as_made(options) else with_trainable(imported, options.trainable or "all")
+    scheme, rule = cli_model_training.scheme(options), cli_model_training.update_rule(options)
     params = to_params(network.tensors, imported.arrays)
-    artifact = build_artifact(
-        out.stem,
-        network,
-        batch=options.batch,
-        scheme=cli_model_training.scheme(options),
-        rule=cli_model_training.update_rule(options),
-        grids=cli_model_training.calibrated_grids(options, network, params),
-    )
+    grids = cli_model_training.calibrated_grids(options, network, params)
+
+    def make(chosen: Network) -> Artifact:
+        return build_artifact(out.stem, chosen, batch=options.batch, scheme=scheme, rule=rule, grids=grids)
+
+    artifact = make(cli_model_plan.within_limit(network, imported.arrays, options, make))
     if options.target == "litert":
         artifact = with_flatbuffer(artifact)
     artifact = _sign(artifact, options.key or default_key_file(), options.key_algorithm)
@@ -102,12 +113,22 @@ def build(options: argparse.Namespace) -> int:
     for note in imported.notes:
         print(f"note: {note}")
     print(f"{out}: {len(artifact.data)} bytes, sha256 {artifact.digest.hex()}")
-    print(f"{parameters_file}: version 0, the parameters of {options.model or options.from_torch}")
+    print(f"{parameters_file}: version 0, the parameters of {options.model or options.from_torch or options.zoo}")
     describe(artifact)
     return 0
 
 
+def _is_as_made(options: argparse.Namespace) -> bool:
+    return options.zoo is not None and options.trainable is None
+
+
 def _import(options: argparse.Namespace) -> Imported:
+    if options.zoo is not None:
+        return _from_zoo(options)
+    if options.outputs is not None:
+        raise ConfigError("--outputs belongs to --zoo: other models say their own")
+    if options.loss is None:
+        raise ConfigError(f"--loss is missing: expected one of {', '.join(LOSSES)}")
     if options.from_torch is None:
         if options.input_shape is not None:
             raise ConfigError("--input-shape belongs to --from-torch: an ONNX model says its own")
@@ -121,6 +142,16 @@ def _import(options: argparse.Namespace) -> Imported:
     return import_torch(
         options.from_torch, input_shape=options.input_shape, loss=options.loss, smoothing=options.label_smoothing
     )
+
+
+def _from_zoo(options: argparse.Namespace) -> Imported:
+    from coordinator.authoring import zoo
+
+    if options.loss is not None or options.label_smoothing:
+        raise ConfigError("--loss, --label-smoothing: networks of the zoo bring their loss")
+    if options.outputs is not None and options.outputs < 1:
+        raise ConfigError(f"--outputs {options.outputs}: expected 1 or more")
+    return zoo.imported(options.zoo, input_shape=options.input_shape, class_count=options.outputs, seed=options.seed)
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -171,10 +202,7 @@ def _print_cost(artifact: Artifact, cost: StepCost) -> None:
     print(f"trained: {trained} of {artifact.network.parameter_count} parameters")
     print(f"a step: {cost.macs} multiply-accumulates of a batch, forward and backward")
     parameters_kib, activations_kib = cost.parameter_bytes / 1024, cost.activation_bytes / 1024
-    print(
-        f"predicted memory: {parameters_kib:.1f} KiB parameters, {activations_kib:.1f} KiB activations; "
-        "the runtime's own is not counted"
-    )
+    print(f"tensors: {parameters_kib:.1f} KiB parameters in and out, {activations_kib:.1f} KiB others at the same time")
 
 
 def _require_onnx() -> None:

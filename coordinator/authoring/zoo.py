@@ -41,7 +41,7 @@ RECIPES: Final[dict[str, Recipe]] = {
     "dscnn": Recipe(stack=dscnn, input_shape=(1, 49, 10), outputs=12),
     "mobilenetv2": Recipe(stack=mobilenetv2, input_shape=(3, 96, 96), outputs=10),
     "autoencoder": Recipe(stack=autoencoder, input_shape=(8, 16), outputs=128, is_classifier=False),
-    "regressor": Recipe(stack=regressor, input_shape=(35,), outputs=1, is_classifier=False),
+    "regressor": Recipe(stack=regressor, input_shape=(16,), outputs=1, is_classifier=False),
 }
 MODELS: Final = tuple(RECIPES)
 CLASSIFIERS: Final = tuple(name for name, recipe in RECIPES.items() if recipe.is_classifier)

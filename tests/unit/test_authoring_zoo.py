@@ -21,7 +21,7 @@ PARAMETERS = {
     "dscnn": 22_604,
     "mobilenetv2": 401_898,
     "autoencoder": 18_704,
-    "regressor": 4_417,
+    "regressor": 3_201,
 }
 
 
