@@ -151,8 +151,11 @@ class EnrolmentService:
         except RemoteProtocolError as error:
             self._metrics.count_refused_message(error.reason or Reason.MALFORMED)
             return
+        if parts.sender != device_id or status.sender != device_id:
+            self._metrics.count_refused_message(Reason.WRONG_TOPIC)
+            return
         evidence = self._sessions.observe(device_id, known.key, status)
-        if parts.sender == device_id and evidence is not None:
+        if evidence is not None:
             task = asyncio.create_task(self._hold_clone(device_id, known.key, evidence))
             self._holds.add(task)
             task.add_done_callback(self._holds.discard)

@@ -27,14 +27,21 @@ from edge_sdk.adapters.enrolment import Wait, certificate_life
 from edge_sdk.adapters.failpoints import VARIABLE
 from edge_sdk.adapters.keys import fingerprint, load_signer
 from edge_sdk.adapters.system_clock import OFFSET_VARIABLE, SystemClock
-from edge_sdk.protocol.ids import DeviceId
+from edge_sdk.protocol import cose, wire
+from edge_sdk.protocol.ids import ChainId, DeviceId
+from edge_sdk.protocol.messages import Domain, Status
 from tests.support.device_process import ROOT, wait_until
 from tests.support.registrar import D1, Site, make_settings, running_site
-from tests.support.serving import TASK
+from tests.support.serving import CHAIN, TASK
 
 WAIT_S = 60.0
 ENROL_POINTS = ("enrol.key_made", "enrol.answered", "enrol.certificate_written")
 ROTATION_POINTS = ("rotation.key_made", "rotation.answered", "rotation.key_moved")
+
+
+def slow(value: str) -> Any:
+    """A case of the full suite only: each starts several processes."""
+    return pytest.param(value, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -181,7 +188,7 @@ def test_clock_before_the_build_waits_until_it_is_set(site: Site, board: Board) 
     assert "clock=" in device["waited"]
 
 
-@pytest.mark.parametrize("case", [Refusal.EXPIRED_CLAIM, Refusal.OTHER_DEVICE, Refusal.UNKNOWN_CLAIM])
+@pytest.mark.parametrize("case", [Refusal.EXPIRED_CLAIM, slow(Refusal.OTHER_DEVICE), slow(Refusal.UNKNOWN_CLAIM)])
 def test_refused_board_waits_for_a_new_claim(site: Site, board: Board, case: Refusal) -> None:
     store, now_s = site.service.store, SystemClock().time_s()
     match case:
@@ -206,7 +213,7 @@ def test_refused_board_waits_for_a_new_claim(site: Site, board: Board, case: Ref
     assert "waited" in board.log() or case.value in board.log()
 
 
-@pytest.mark.parametrize("point", ENROL_POINTS)
+@pytest.mark.parametrize("point", [*map(slow, ENROL_POINTS[:-1]), ENROL_POINTS[-1]])
 def test_power_cut_in_the_middle_of_an_enrolment(site: Site, board: Board, point: str) -> None:
     """One key, one certificate, one serial, whatever was cut off."""
     board.boot(**{VARIABLE: point})
@@ -279,7 +286,55 @@ def test_equivocation_on_the_ledger_holds_the_device(site: Site, board: Board) -
     assert site.log.devices[D1].key != view.key
 
 
-@pytest.mark.parametrize("point", ["", *ROTATION_POINTS])
+def test_alternating_sessions_hold_the_device(site: Site, board: Board) -> None:
+    """Two boards with one key throw each other out of the broker; their births, as the registrar's miner hears them."""
+    board.boot()
+    board.until_member()
+    board.stop()
+    signer, key = load_signer(board.folder / "key.pem"), site.log.devices[D1].key
+
+    def hear(session: int, *, sender: str = D1, chain_id: ChainId = CHAIN) -> None:
+        status = Status(sender=sender, session=session, online=True, installed_version=0, note="")
+        envelope = cose.sign(
+            wire.to_bytes(status), signer=signer, domain=Domain.STATUS, chain_id=chain_id, sender=sender
+        )
+        site.loop.call_soon_threadsafe(site.service.observe_status, D1, envelope)
+
+    for at in range(4):  # of another chain, or in another's name: proves nothing
+        hear(1_000 - at, chain_id=ChainId("another"))
+        hear(1_000 - at, sender="d2")
+    for at in range(4):
+        hear(2**21 + at)
+        hear(2**20 + at)
+    wait_until(lambda: site.log.devices[D1].revoked, WAIT_S, what="held on the ledger")
+    (alarm,) = site.service.store.alarms()
+    assert (alarm.kind, alarm.count) == (Refusal.CLONED_KEY, 1)
+    assert "began after session" in alarm.note
+    assert site.log.devices[D1].key == key
+
+
+def test_running_board_renews_at_two_thirds_of_its_certificates_life(site: Site, board: Board) -> None:
+    """Sixty days: after thirty-nine it asks nobody, after forty-one for the next one - under the same key."""
+    board.boot()
+    board.until_member()
+    board.stop()
+    first = (board.folder / "cert.pem").read_bytes()
+    day_s = 86_400
+    board.boot(**{OFFSET_VARIABLE: str(41 * day_s)})
+    wait_until(lambda: (board.folder / "cert.pem").read_bytes() != first, WAIT_S, what="renewed")
+    board.stop()
+    member = site.service.store.member(D1)
+    assert member is not None
+    assert (member.serial, member.certificate_pem) == (1, (board.folder / "cert.pem").read_bytes())
+    assert len(site.log.transactions) == 1, "the ledger knows the key already"
+    site.service.store.revoke(D1, now_s=SystemClock().time_s())
+    seen = len(board.log())
+    board.boot(**{OFFSET_VARIABLE: str(41 * day_s)})
+    wait_until(lambda: "certificate not renewed" in board.log()[seen:], WAIT_S, what="a revoked board is refused")
+    assert "not-enrolled" in board.log()[seen:]
+
+
+@pytest.mark.parametrize("point", [slow(""), ROTATION_POINTS[0], *map(slow, ROTATION_POINTS[1:])])
 def test_key_is_replaced_whatever_is_cut_off(site: Site, board: Board, point: str) -> None:
     board.boot()
     board.until_member()
