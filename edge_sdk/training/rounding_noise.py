@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from edge_sdk.training.artifact import Artifact
 
 _LEVELS: Final = 2**16
+_HALF: Final = np.float32(0.5)
+"""Of a level: it keeps sums off the ties of rounding."""
 
 
 class RoundingNoise:
@@ -28,22 +30,27 @@ class RoundingNoise:
     def __init__(self, artifact: Artifact, *, rng: np.random.Generator) -> None:
         """Take one number from ``rng``, if the artifact rounds stochastically at all."""
         specs = artifact.network.tensors if artifact.rounds_stochastically else ()
-        self._shapes = [
-            (noise_names(spec.name), spec.shape[0], spec.shape[1:])
-            for spec in specs
-            if artifact.is_quantized(spec) and spec.is_trainable
-        ]
-        self._seed = int(rng.integers(2**63)) if self._shapes else 0
+        self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
+        rows: list[tuple[str, tuple[int, ...]]] = []
+        columns: list[tuple[str, tuple[int, ...]]] = []
+        for spec in specs:
+            if artifact.is_quantized(spec) and spec.is_trainable:
+                row_name, column_name = noise_names(spec.name)
+                rows.append((row_name, (spec.shape[0], *(1 for _ in spec.shape[1:]))))
+                columns.append((column_name, (1, *spec.shape[1:])))
+        self._size = 0
+        for name, shape in (*rows, *columns):
+            self._parts.append((name, slice(self._size, self._size + math.prod(shape)), shape))
+            self._size += math.prod(shape)
+        self._first_column = sum(math.prod(shape) for _, shape in rows)
+        self._seed = int(rng.integers(2**63)) if self._parts else 0
 
     def draw(self, step: int) -> dict[str, npt.NDArray[np.float32]]:
         """By the names of ``noise_names``: rows, (r, 1, ...), and columns, (1, *shape[1:]), in [0, 1)."""
-        if not self._shapes:
+        if not self._parts:
             return {}
-        rng = np.random.default_rng((self._seed, step))
-        noise: dict[str, npt.NDArray[np.float32]] = {}
-        for (row_name, column_name), rows, columns in self._shapes:
-            levels = rng.integers(_LEVELS, size=rows + math.prod(columns)).astype(np.float32)
-            noise[row_name] = (levels[:rows] / np.float32(_LEVELS)).reshape(rows, *(1 for _ in columns))
-            # The half keeps a sum off the ties of rounding.
-            noise[column_name] = ((levels[rows:] + np.float32(0.5)) / np.float32(_LEVELS)).reshape(1, *columns)
-        return noise
+        levels = np.random.default_rng((self._seed, step)).integers(_LEVELS, size=self._size, dtype=np.uint16)
+        numbers = levels.astype(np.float32)
+        numbers[self._first_column :] += _HALF
+        numbers /= np.float32(_LEVELS)
+        return {name: numbers[part].reshape(shape) for name, part, shape in self._parts}
