@@ -30,6 +30,7 @@ from edge_sdk.protocol.ids import DeviceId, check_name
 from edge_sdk.protocol.messages import Genesis, Reason
 
 FINGERPRINT_CHARS_MIN: Final = 8
+FINGERPRINT_CHARS_SHOWN: Final = 16
 _DURATION: Final = re.compile(r"([1-9][0-9]{0,6})([smhd])", re.ASCII)
 _UNIT_S: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
@@ -130,11 +131,11 @@ def _list(store: ClaimStore, *, as_json: bool) -> int:
         json.dump(document, sys.stdout, indent=2)
         print()
         return 0
-    print(f"{'DEVICE':<24} {'STATUS':<10} {'SERIAL':>6} {'ON LEDGER':<10} CERTIFICATE UNTIL")
+    print(f"{'DEVICE':<24} {'STATUS':<10} {'SERIAL':>6} {'ON LEDGER':<10} {'CERTIFICATE UNTIL':<21} KEY")
     for member in members:
         settled = "yes" if member.settled else "not yet"
-        until = _calendar(member.expiry_s)
-        print(f"{member.device_id:<24} {member.status.value:<10} {member.serial:>6} {settled:<10} {until}")
+        until, key = _calendar(member.expiry_s), fingerprint(member.key)[:FINGERPRINT_CHARS_SHOWN]
+        print(f"{member.device_id:<24} {member.status.value:<10} {member.serial:>6} {settled:<10} {until:<21} {key}")
     for claim in claims:
         print(f"{claim.device_id:<24} {'claimable':<10} {'-':>6} {'-':<10} claim until {_calendar(claim.expiry_s)}")
     for attempt in store.attempts():

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -168,6 +169,18 @@ def test_server_that_is_not_there_yet(tmp_path: Path, config: EnrolmentConfig, b
     assert device["waited"].startswith("unreachable=")
     assert "unreachable" in page
     assert not (board.folder / "enrolment.json").exists()
+
+
+def test_service_manager_hears_of_a_board_that_waits(tmp_path: Path, site: Site, board: Board) -> None:
+    """Type=notify: without READY systemd would end a board that waits for its network, without WATCHDOG kill it."""
+    board.put_claim("guess")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.settimeout(WAIT_S)
+        board.boot(NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000")
+        heard = [manager.recv(1_024).decode() for _ in range(4)]
+    assert heard[0] == "READY=1\nSTATUS=waits for its enrolment: refused: unknown-claim"
+    assert "WATCHDOG=1" in heard[1:]
 
 
 def test_clock_before_the_build_waits_until_it_is_set(site: Site, board: Board) -> None:
