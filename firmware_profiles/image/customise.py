@@ -33,6 +33,7 @@ from firmware_profiles.profile import BoardProfile, InitFormat
 CONTENT_BYTES_MAX: Final = 64 * 10**9
 PRIVATE_MODE: Final = 0o600
 _HOLE: Final = 4096
+_ZEROS: Final = bytes(_HOLE)
 # A file that shows that the system understands its seed; the declaration decides, this only refuses a wrong one.
 _MARKS: Final = {
     InitFormat.CLOUDINIT: PurePosixPath("etc/cloud/cloud.cfg"),
@@ -107,7 +108,7 @@ def _copy(image: Path, out: Path, advance: Advance) -> int:
         for data in stream(image, sniff(image), bytes_max=CONTENT_BYTES_MAX):
             for start in range(0, len(data), _HOLE):
                 block = data[start : start + _HOLE]
-                if any(block):
+                if block != _ZEROS[: len(block)]:
                     file.seek(total + start)
                     file.write(block)
             total += len(data)
