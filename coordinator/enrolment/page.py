@@ -10,7 +10,7 @@ import asyncio
 import datetime as dt
 import html
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from starlette.responses import HTMLResponse, JSONResponse, Response
@@ -23,8 +23,11 @@ from coordinator.serving.errors import SAFE_HEADERS
 if TYPE_CHECKING:
     from starlette.requests import Request
 
+    from edge_sdk.protocol.ids import DeviceId
+
 ROWS_MAX: Final = 500
 """Of each table; a larger fleet is looked at with ``flchain registry list``."""
+DEVICE_COLUMNS: Final = ("device", "status", "on the ledger", "certificate until", "waited before", "software")
 _HEADERS: Final = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; style-src 'unsafe-inline'",
@@ -36,8 +39,8 @@ _STYLE: Final = (
 )
 
 
-def fleet_document(store: ClaimStore, *, now_s: int) -> dict[str, Any]:
-    """Everything that the page shows, newest state of the store."""
+def fleet_document(store: ClaimStore, *, now_s: int, notes: Mapping[DeviceId, str]) -> dict[str, Any]:
+    """Everything that the page shows, newest state of the store; ``notes`` is what devices say of their software."""
     members, claims = store.members(), [claim for claim in store.claims() if claim.used_s is None]
     arrivals = {arrival.device_id: arrival for arrival in store.arrivals()}
     alarms = [alarm for alarm in store.alarms() if alarm.cleared_s is None]
@@ -54,6 +57,7 @@ def fleet_document(store: ClaimStore, *, now_s: int) -> dict[str, Any]:
                 "certificate_expiry_s": member.expiry_s,
                 "enrolled_s": arrivals[member.device_id].time_s if member.device_id in arrivals else None,
                 "waited": arrivals[member.device_id].waited if member.device_id in arrivals else "",
+                "software": notes.get(member.device_id, ""),
             }
             for member in members[:ROWS_MAX]
         ],
@@ -84,15 +88,15 @@ def fleet_document(store: ClaimStore, *, now_s: int) -> dict[str, Any]:
     }
 
 
-def routes(store: ClaimStore, *, time_s: Callable[[], int]) -> list[Route]:
-    """Both addresses, over the registrar's store."""
+def routes(store: ClaimStore, *, time_s: Callable[[], int], notes: Mapping[DeviceId, str]) -> list[Route]:
+    """Both addresses, over the registrar's store and what devices said last."""
 
     async def document(_request: Request) -> Response:
-        found = await asyncio.to_thread(fleet_document, store, now_s=time_s())
+        found = await asyncio.to_thread(fleet_document, store, now_s=time_s(), notes=notes)
         return JSONResponse(found, headers=_HEADERS | SAFE_HEADERS)
 
     async def page(_request: Request) -> Response:
-        found = await asyncio.to_thread(fleet_document, store, now_s=time_s())
+        found = await asyncio.to_thread(fleet_document, store, now_s=time_s(), notes=notes)
         return HTMLResponse(render(found), headers=_HEADERS | SAFE_HEADERS)
 
     return [Route("/v1/enrolment", document), Route("/enrolment", page)]
@@ -123,6 +127,7 @@ def render(document: dict[str, Any]) -> str:
             "yes" if row["on_ledger"] else "not yet",
             _calendar(row["certificate_expiry_s"]),
             row["waited"].replace(",", " s, ").replace("=", " ") + (" s" if row["waited"] else ""),
+            row["software"],
         )
         for row in document["devices"]
     ]
@@ -130,7 +135,7 @@ def render(document: dict[str, Any]) -> str:
         _table("Alarms", "alarm", ("device", "kind", "what happened", "seen"), alarms),
         _table("Refused requests", "", ("device", "reason", "seen"), refused),
         _table("Expected boards", "", ("device", "state", "claim until"), expected),
-        _table("Devices", "", ("device", "status", "on the ledger", "certificate until", "waited before"), devices),
+        _table("Devices", "", DEVICE_COLUMNS, devices),
     )
     decide = (
         "<p>To decide: <code>flchain registry list | release | claim | revoke</code> on the registrar's machine.</p>"

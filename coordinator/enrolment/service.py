@@ -100,7 +100,9 @@ class EnrolmentService:
         self._metrics = metrics
         self._sessions = SessionWatch()
         self._holds: set[asyncio.Task[None]] = set()
-        self.routes: list[Route] = page.routes(self.store, time_s=time_s)
+        self._notes: dict[DeviceId, str] = {}
+        """What each enrolled device says of its software, of the devices that were heard since the start."""
+        self.routes: list[Route] = page.routes(self.store, time_s=time_s, notes=self._notes)
         self._desk = EnrolmentDesk(
             authority,
             self.store,
@@ -154,6 +156,7 @@ class EnrolmentService:
         if parts.sender != device_id or status.sender != device_id:
             self._metrics.count_refused_message(Reason.WRONG_TOPIC)
             return
+        self._notes[device_id] = status.note
         evidence = self._sessions.observe(device_id, known.key, status)
         if evidence is not None:
             task = asyncio.create_task(self._hold_clone(device_id, known.key, evidence))

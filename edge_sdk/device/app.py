@@ -14,6 +14,7 @@ from collections import deque
 from types import FrameType
 from typing import Final
 
+from edge_sdk import __version__
 from edge_sdk.adapters import mqtt
 from edge_sdk.adapters.enrolment import certificate_life, is_renewal_due, renew
 from edge_sdk.adapters.watchdog import Watchdog
@@ -224,7 +225,7 @@ class Device:
             session=session,
             online=online,
             installed_version=self._installed_version,
-            note="",
+            note=f"client {__version__}",
         )
         return mqtt.Message(
             topics.status(self._config.task, self._shard, self._config.device_id),

@@ -307,7 +307,7 @@ def test_alternating_sessions_hold_the_device(site: Site, board: Board) -> None:
     signer, key = load_signer(board.folder / "key.pem"), site.log.devices[D1].key
 
     def hear(session: int, *, sender: str = D1, chain_id: ChainId = CHAIN) -> None:
-        status = Status(sender=sender, session=session, online=True, installed_version=0, note="")
+        status = Status(sender=sender, session=session, online=True, installed_version=0, note="client <9>")
         envelope = cose.sign(
             wire.to_bytes(status), signer=signer, domain=Domain.STATUS, chain_id=chain_id, sender=sender
         )
@@ -323,6 +323,9 @@ def test_alternating_sessions_hold_the_device(site: Site, board: Board) -> None:
     (alarm,) = site.service.store.alarms()
     assert (alarm.kind, alarm.count) == (Refusal.CLONED_KEY, 1)
     assert "began after session" in alarm.note
+    document, page = shown(site)
+    assert document["devices"][0]["software"] == "client <9>"  # what a staged upgrade is watched by
+    assert "client &lt;9&gt;" in page
     assert site.log.devices[D1].key == key
 
 
