@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from coordinator.config import MinerConfig
 from coordinator.genesis_file import load_genesis
@@ -16,6 +18,8 @@ from edge_sdk.protocol.cose import SoftwareSigner
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX, BLOB_BYTES_MAX
 from edge_sdk.protocol.messages import Genesis
 from edge_sdk.training.artifact import Artifact
+
+log: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +62,7 @@ def load_identity(config: MinerConfig) -> Identity:
         check_task(genesis.params, artifact)
     except (DecodeError, ConfigError) as error:
         raise ConfigError(f"{config.artifact_file}: {error}") from error
+    log.info("artifact %s, signed by %s", artifact.name, artifact.authored_by)
     model = _read(config.model_file, bytes_max=BLOB_BYTES_MAX, what="model")
     return Identity(genesis=genesis, signer=signer, artifact=artifact, genesis_model=model)
 

@@ -9,6 +9,7 @@ is over.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shutil
 import threading
 import time
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from edge_sdk.training.artifact import Artifact
     from edge_sdk.training.dataset import ArrayDataset
     from edge_sdk.training.trainer import Trainer
+
+log: Final = logging.getLogger(__name__)
 
 Q24: Final = 2**24
 Q16: Final = 2**16
@@ -143,6 +146,7 @@ class Trainers:
         """Set while the governor lets a job run."""
         self.gate.set()
         self._artifact: Artifact | None = None
+        self._is_author_told = False
         self._trainer: JobTrainer | None = None
         self._base: ModelParams | None = None
         self._examples = 0
@@ -362,6 +366,9 @@ class Trainers:
             except DecodeError as error:
                 raise TrainingError(f"{self._config.artifact_file}: {error}") from error
             encoding.check_form(artifact, self._genesis.params)
+            if not self._is_author_told:
+                self._is_author_told = True
+                log.info("artifact %s, signed by %s", artifact.name, artifact.authored_by)
             self._artifact = artifact
         return self._artifact
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 from edge_sdk.adapters.personal_file import PersonalFile
 from edge_sdk.adapters.replay_buffer import ReplayBuffer
 from edge_sdk.device.config import DeviceConfig
+from edge_sdk.protocol.digest import key_fingerprint
 from tests.support.device_process import ROOT, DeviceProcess, make_model, wait_until
 from tests.support.fake_miners import FakeMiners, Keys, make_genesis, running_mosquitto
 
@@ -23,9 +25,14 @@ pytestmark = pytest.mark.network
 
 @pytest.fixture
 def world(mosquitto_path: Path, tmp_path: Path, free_tcp_port: int) -> Iterator[tuple[FakeMiners, DeviceProcess]]:
-    artifact, params = make_model()
+    unsigned, params = make_model()
     keys = Keys()
-    genesis = make_genesis(keys, artifact_digest=artifact.digest, params=params)
+    artifact = unsigned.signed(keys.registrar)
+    genesis = replace(
+        make_genesis(keys, artifact_digest=artifact.digest, params=params),
+        artifact_bytes=len(artifact.data),
+        artifact_author=artifact.author,
+    )
     with running_mosquitto(mosquitto_path, tmp_path / "broker", free_tcp_port):
         miners = FakeMiners(genesis, keys, params, artifact.data, broker_port=free_tcp_port)
         device = DeviceProcess(tmp_path / "d1", genesis, broker_port=free_tcp_port, urls=(miners.url,))
@@ -63,6 +70,7 @@ def test_rows_that_come_while_it_runs_are_trained_on(world: tuple[FakeMiners, De
     assert "holds 64 of 96 rows" in command(device, "feed", rows=lines(device))
     wait_until(lambda: miners.version >= 2, 60, what="two versions")
     assert device.terminate() == 0
+    assert f"signed by {key_fingerprint(miners.chain.keys.registrar.public_key)}" in device.log()
     personal = marks(device, "personal")
     assert {line["held_out"] for line in personal} != {0}
 
