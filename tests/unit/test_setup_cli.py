@@ -12,7 +12,7 @@ from coordinator.json_log import JsonLines
 from coordinator.ledger.store import LedgerStore
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.ids import MinerId
-from edge_sdk.protocol.messages import ModelParams
+from edge_sdk.protocol.messages import Codec, ModelParams
 
 MINERS = "m0,m1"
 
@@ -59,6 +59,16 @@ def test_wrong_options_are_usage_errors(tmp_path: Path, options: list[str]) -> N
         cli.main(["miner", "init", str(tmp_path / "d"), *options])
     assert caught.value.code == 2
     assert not (tmp_path / "d").exists()
+
+
+def test_the_codec_stands_in_genesis(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = tmp_path / "d"
+    assert cli.main(["miner", "init", str(root), "--miners", "m0", "--codec", "output"]) == 0
+    params = load_genesis(root / "genesis.cbor").params
+    assert (params.codec, params.carried) == (Codec.INT8_OUTPUT, (4, 5))
+    assert cli.main(["miner", "init", str(tmp_path / "e"), "--codec", "topk"]) == 2
+    assert "--codec topk: expected int8, int16, topk:FRACTION" in capsys.readouterr().err
+    assert not (tmp_path / "e").exists()
 
 
 def test_two_miners_of_one_name_leave_nothing_behind(tmp_path: Path) -> None:
