@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from edge_sdk.errors import ConfigError, TrainingError
+from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
     from coordinator.authoring.update_plan import PeakOf
     from edge_sdk.training.artifact import Artifact
-    from edge_sdk.training.dataset import ArrayDataset
     from edge_sdk.training.network import Network
 
     Make = Callable[[Network], Artifact]
@@ -86,8 +84,9 @@ def _chosen(
 ) -> Network:
     from coordinator.authoring.contribution import contributions
     from coordinator.authoring.update_plan import choose_plan
+    from coordinator.calibration_file import load_calibration
 
-    data = _calibration(options.calibrate, network)
+    data = load_calibration(options.calibrate, network, batch=options.batch)
     plan = choose_plan(network, contributions(network, arrays, data), limit_bytes=limit_bytes, peak_of=peak_of)
     everything = len(plan.trained) + len(plan.left_out)
     print(
@@ -99,19 +98,3 @@ def _chosen(
     if len(plan.left_out) > _SHOWN:
         print(f"left out: and {len(plan.left_out) - _SHOWN} more that gain less")
     return plan.network
-
-
-def _calibration(file: Path, network: Network) -> ArrayDataset:
-    from edge_sdk.training.dataset import load_dataset
-
-    if not file.is_file():
-        raise ConfigError(f"--calibrate {file}: no such file: expected an .npz with arrays x and y")
-    try:
-        return load_dataset(
-            file,
-            input_shape=network.input_shape,
-            class_count=network.class_count,
-            has_labels=network.is_classifier,
-        )
-    except TrainingError as error:
-        raise TrainingError(f"--calibrate: {error}") from error

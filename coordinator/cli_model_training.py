@@ -111,14 +111,9 @@ def calibrated_grids(options: argparse.Namespace, network: Network, params: Mode
             return NO_GRIDS  # the examples are for the limit's choice alone
         raise ConfigError("--calibrate: needs an int8 state or --ram-limit, found --state fp32")
     from coordinator.authoring.calibration import EXAMPLES_MAX, calibrate
-    from edge_sdk.training.dataset import load_dataset
+    from coordinator.calibration_file import load_calibration
 
-    data = load_dataset(
-        options.calibrate,
-        input_shape=network.input_shape,
-        class_count=network.class_count,
-        has_labels=network.is_classifier,
-    )
+    data = load_calibration(options.calibrate, network, batch=options.batch)
     return calibrate(network, params, data.features(slice(0, EXAMPLES_MAX)))
 
 

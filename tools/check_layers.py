@@ -146,6 +146,7 @@ LAYERS: Final = {
     "coordinator.demo": Layer.APPS,
     "coordinator.setup": Layer.APPS,
     "coordinator.setup_texts": Layer.APPS,
+    "coordinator.calibration_file": Layer.ADAPTERS,
     "coordinator.cli": Layer.APPS,
     "coordinator.cli_bench": Layer.APPS,
     "coordinator.cli_ledger": Layer.APPS,

@@ -2,14 +2,20 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from coordinator.authoring.memory import MIB, peak_memory
 from coordinator.cli_model import main
 from edge_sdk.errors import ConfigError, TrainingError
+from edge_sdk.protocol import wire
+from edge_sdk.protocol.messages import Codec, ModelParams
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.delta import carried_specs, encode_delta, trained_positions
+from edge_sdk.training.trainer import Trainer
 from firmware_profiles.profile import board_ids
 
 
@@ -27,9 +33,9 @@ def build(out: Path, *options: str) -> Artifact:
 def calibration(tmp_path: Path) -> Path:
     """Windows whose class is the channel that swings."""
     rng = np.random.default_rng(2)
-    y = rng.integers(0, 6, 96)
-    x = rng.normal(0, 0.3, (96, 6, 128)).astype(np.float32)
-    x[np.arange(96), y] += np.sin(np.arange(128) / 4, dtype=np.float32)
+    y = rng.integers(0, 6, 512)
+    x = rng.normal(0, 0.3, (512, 6, 128)).astype(np.float32)
+    x[np.arange(512), y] += np.sin(np.arange(128) / 4, dtype=np.float32)
     path = tmp_path / "calibration.npz"
     np.savez(path, x=x, y=y)
     return path
@@ -80,7 +86,7 @@ def test_limit_that_holds_everything_needs_no_calibration(out: Path, capsys: pyt
         (("model.onnx", "--loss", "ce", "--outputs", "3"), ConfigError, "--outputs belongs to --zoo"),
         (("--zoo", "mlp", "--ram-limit", "-3"), ConfigError, "MiB above 0"),
         (("--zoo", "mlp", "--calibrate", "x.npz", "--state", "fp32"), ConfigError, "--ram-limit"),
-        (("--zoo", "mlp", "--ram-limit", "20", "--calibrate", "no.npz"), TrainingError, "No such file"),
+        (("--zoo", "mlp", "--ram-limit", "20", "--calibrate", "no.npz"), ConfigError, "no such file"),
     ],
 )
 def test_wrong_options_build_nothing(out: Path, options: tuple[str, ...], error: type[Exception], message: str) -> None:
@@ -95,6 +101,42 @@ def test_limit_below_the_floor_and_data_that_do_not_fit(out: Path, calibration: 
     with pytest.raises(TrainingError, match=r"dataset .*calibration.npz: array x: shape"):
         build(out, "--zoo", "mlp", "--ram-limit", "30", "--calibrate", str(calibration))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "message"),
+    [
+        (np.zeros((40, 8, 8)), np.arange(40) % 10, r"array x: shape \(40, 8, 8\)"),
+        (np.zeros((40, 64), np.int64), np.arange(40) % 10, "array x: type int64"),
+        (np.full((40, 64), np.nan), np.arange(40) % 10, "array x, row 0: a value is not finite"),
+        (np.zeros((40, 64)), np.arange(40) % 11, "array y, row 10: label 10 is outside 0..9"),
+        (np.zeros((40, 64)), np.full(40, 3), "array y: every label is 3, expected two classes"),
+        (np.zeros((40, 64)), np.arange(39) % 10, "array x has 40 rows, array y has 39"),
+        (np.zeros((31, 64)), np.arange(31) % 10, "31 examples, expected a batch of 32"),
+    ],
+)
+@pytest.mark.parametrize("options", [(), ("--ram-limit", "20", "--state", "fp32")])
+def test_calibration_data_are_refused_by_array_and_row(
+    out: Path, x: npt.NDArray[Any], y: npt.NDArray[Any], message: str, options: tuple[str, ...]
+) -> None:
+    file = out.with_name("wrong.npz")
+    np.savez(file, x=x, y=y)
+    with pytest.raises(TrainingError, match=message):
+        build(out, "--zoo", "mlp", "--input-shape", "64", "--calibrate", str(file), *options)
+    assert not out.exists()
+
+
+def test_frozen_tensors_do_not_travel(out: Path) -> None:
+    """MobileNetV2's last two blocks: 259,090 of 401,898 parameters, one byte each."""
+    artifact = build(out, "--zoo", "mobilenetv2", "--batch", "4")
+    specs = artifact.network.tensors
+    trainer = Trainer(artifact)
+    trainer.load(wire.from_bytes(ModelParams, out.with_suffix(".model.cbor").read_bytes()))
+    delta = trainer.delta()
+    carried = carried_specs(specs, trained_positions(specs))
+    payload = encode_delta(delta, None, carried, clip_norm=1.0, codec=Codec.INT8_DENSE).payload
+    assert [tensor.name for tensor in payload.tensors] == [spec.name for spec in specs if spec.is_trainable]
+    assert sum(len(tensor.values) for tensor in payload.tensors) == 259_090
 
 
 def test_inspect_predicts_for_every_board_and_draws(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
