@@ -71,6 +71,12 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         miss("torch")
 
 
+@pytest.fixture(autouse=True, scope="session")
+def own_config_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keys that ``flchain model build`` makes on first use are not those of whoever runs the tests."""
+    os.environ["XDG_CONFIG_HOME"] = str(tmp_path_factory.mktemp("config"))
+
+
 @pytest.fixture(scope="session")
 def require_program() -> Callable[[str], Path]:
     """A function from a program's name to its path; it skips or fails the test when there is none."""

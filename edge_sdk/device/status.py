@@ -8,6 +8,7 @@ from typing import Any
 
 from edge_sdk.adapters.keys import fingerprint, load_signer
 from edge_sdk.adapters.personal_file import PersonalFile
+from edge_sdk.adapters.replay_buffer import ReplayBuffer
 from edge_sdk.adapters.slots import Slots
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.device.first_boot import read_waiting
@@ -32,6 +33,9 @@ def read_status(config: DeviceConfig) -> dict[str, Any]:
         model = Slots(config.slots_dir).current()
         if model is not None:
             document["model"] = {"version": model.version, "root": model.root.hex(), "slot": model.slot}
+    if config.is_replay and config.data.exists():
+        with ReplayBuffer.open_existing(config.data) as buffer:
+            document["replay"] = {"rows": len(buffer), "capacity": buffer.capacity, "seen": buffer.seen}
     if config.is_personal and config.genesis_file.exists():
         personal = PersonalFile(config.personal_file, load_genesis(config)).read()
         document["personal"] = None if personal is None else personal.summary()

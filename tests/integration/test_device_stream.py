@@ -78,7 +78,9 @@ def test_rows_that_come_while_it_runs_are_trained_on(world: tuple[FakeMiners, De
     kept = PersonalFile(config.personal_file, miners.genesis).read()
     assert kept is not None
     assert kept.alpha >= 0.5
-    shown = json.loads(command(device, "status"))["personal"]
+    status = json.loads(command(device, "status"))
+    assert status["replay"] == {"rows": 64, "capacity": 64, "seen": 96}
+    shown = status["personal"]
     assert shown == kept.summary()
     assert {key: personal[-1][key] for key in shown} == shown
 
