@@ -91,8 +91,9 @@ def _play(options: argparse.Namespace, folder: Path) -> dict[str, object]:
 def _wheels(folder: Path) -> Path:
     """The wheelhouse with this tree's client, in a folder of its own."""
     place = folder / "wheels"
-    shutil.copytree(wheelhouse(), place)
-    shutil.copy(client_wheel(folder), place)
+    client = client_wheel(folder)
+    shutil.copytree(wheelhouse(client), place)
+    shutil.copy(client, place)
     return place
 
 
@@ -146,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cpu", default="cortex-a72", help="core to emulate: cortex-a53, cortex-a72 (default), cortex-a76"
     )
-    parser.add_argument("--steps", type=int, default=60, help="local steps of a job, default 60")
+    parser.add_argument("--steps", type=int, default=100, help="local steps of a job, default 100")
     return parser
 
 

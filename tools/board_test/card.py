@@ -16,11 +16,6 @@ from tools.board_test.vendor import PARTITION_START, PYTHON, run
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROFILE: Final = "arm64-generic"
-PLATFORMS: Final = (
-    *(f"manylinux_2_{glibc}_aarch64" for glibc in (17, 24, 26, 27, 28, 31, 34)),
-    "manylinux2014_aarch64",
-)
-"""Debian 13 has glibc 2.41, so wheels for all of these run there."""
 
 
 def requirements() -> tuple[str, ...]:
@@ -31,19 +26,18 @@ def requirements() -> tuple[str, ...]:
     return tuple(line.strip() for line in lines if line.strip() and not line.startswith("#"))
 
 
-def wheelhouse() -> Path:
-    """Wheels of the device's dependencies for the board's Python, from the cache or the package index."""
-    needed = requirements()
+def wheelhouse(client: Path) -> Path:
+    """Folder with the wheels of the client's dependencies for the board, from the cache or made by our command."""
 
     def download(folder: Path) -> None:
-        pip(
-            *("download", "--dest", str(folder), "--only-binary=:all:", "--python-version", PYTHON),
-            *("--implementation", "cp", "--abi", f"cp{PYTHON.replace('.', '')}", "--abi", "abi3", "--abi", "none"),
-            *(word for platform in PLATFORMS for word in ("--platform", platform)),
-            *needed,
-        )
+        made = folder / "made"
+        flchain("image", "wheelhouse", "--profile", PROFILE, "--client", str(client), "--output", str(made))
+        for wheel in made.iterdir():
+            if not wheel.name.startswith("edge_flchain-"):
+                wheel.rename(folder / wheel.name)
+        shutil.rmtree(made)
 
-    return cached("wheelhouse", repr((needed, PYTHON, PLATFORMS)), download)
+    return cached("wheelhouse", repr((requirements(), PYTHON)), download)
 
 
 def client_wheel(folder: Path, version: str | None = None, *, breakage: str = "") -> Path:
