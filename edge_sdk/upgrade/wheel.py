@@ -21,6 +21,7 @@ from edge_sdk.errors import UpgradeRefusedError
 
 ENTRIES_MAX: Final = 20_000
 ENTRY_POINTS_BYTES_MAX: Final = 64 * 1024
+_PLACEHOLDER: Final = b"#!python"
 _COPY_BYTES: Final = 256 * 1024
 _EXECUTABLE: Final = 0o755
 _ENTRY: Final = re.compile(r"(?P<module>[A-Za-z_][\w.]*)\s*:\s*(?P<name>[A-Za-z_][\w.]*)\s*(?:\[.*\])?", re.ASCII)
@@ -70,8 +71,12 @@ def unpack(wheel: Path, places: Places, *, bytes_max: int) -> int:
                 raise _refused(wheel, f"{len(entries)} entries, expected at most {ENTRIES_MAX}")
             written = 0
             for info in entries:
-                if not info.is_dir():
-                    written += _write(archive, info, _place(wheel, info, places), bytes_max - written)
+                if info.is_dir():
+                    continue
+                place = _place(wheel, info, places)
+                written += _write(archive, info, place, bytes_max - written)
+                if place.parent == places.scripts:
+                    _name_interpreter(place, places.python)
             _write_scripts(wheel, archive, places)
             return written
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
@@ -116,6 +121,14 @@ def _write(archive: zipfile.ZipFile, info: zipfile.ZipInfo, place: Path, left_by
     if info.external_attr >> 16 & stat.S_IXUSR:
         place.chmod(_EXECUTABLE)
     return written
+
+
+def _name_interpreter(script: Path, python: Path) -> None:
+    """Let a script of a wheel run; ``#!python`` in its first line stands for the environment's interpreter."""
+    text = script.read_bytes()
+    if text.startswith(_PLACEHOLDER):
+        script.write_bytes(b"#!" + str(python).encode() + text.removeprefix(_PLACEHOLDER))
+    script.chmod(_EXECUTABLE)
 
 
 def _write_scripts(wheel: Path, archive: zipfile.ZipFile, places: Places) -> None:

@@ -57,6 +57,43 @@ def test_built_environment_runs_its_script(tmp_path: Path) -> None:
     assert list(environments.path("a").glob("lib/*/site-packages/probe/__pycache__/main.*.pyc"))
 
 
+def test_files_are_where_pip_puts_them(tmp_path: Path) -> None:
+    info = "probe-1.dist-info"
+    files = {
+        f"{info}/METADATA": b"Metadata-Version: 2.1\nName: probe\nVersion: 1\n",
+        f"{info}/WHEEL": b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": b"[console_scripts]\nprobe = probe.main:Program.run\n[other]\na = b:c\n",
+        "probe/main.py": b"class Program:\n    @staticmethod\n    def run():\n        print('entry')\n",
+        "probe-1.data/purelib/pure.py": b"1\n",
+        "probe-1.data/platlib/plat.py": b"2\n",
+        "probe-1.data/scripts/probe-script": b"#!python\nprint('script')\n",
+        "probe-1.data/data/share/probe/text.txt": b"text",
+    }
+    wheel = pack_wheel(tmp_path, "probe", "1", files)
+    environments = Environments(tmp_path)
+    environments.build("a", [wheel], b"marker", bytes_max=MIB)
+    environments.build("b", [], b"marker", bytes_max=MIB)
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--prefix"]
+    subprocess.run([*command, str(tmp_path / "b"), str(wheel)], check=True, capture_output=True)
+    written_by_pip = {"INSTALLER", "REQUESTED", "direct_url.json"}
+
+    def content(slot: str) -> dict[str, bytes | None]:
+        root = tmp_path / slot
+        found = [path for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+        return {
+            str(path.relative_to(root)): None
+            if path.parent.name == "bin" or path.name == "RECORD"
+            else path.read_bytes()
+            for path in found
+            if path.name not in {*written_by_pip, "pyvenv.cfg"}
+        }
+
+    assert content("a") == content("b")
+    for name, said in (("probe", "entry\n"), ("probe-script", "script\n")):
+        done = subprocess.run([tmp_path / "a" / "bin" / name], capture_output=True, text=True, check=True)
+        assert done.stdout == said
+
+
 def test_links_move_and_the_free_environment_is_neither_s(tmp_path: Path) -> None:
     environments = Environments(tmp_path)
     (tmp_path / "a" / "bin").mkdir(parents=True)
