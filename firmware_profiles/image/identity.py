@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from firmware_profiles.errors import UsageError
+from firmware_profiles.profile import SUFFIX, UnknownBoardError, load_profile
 
 CONFIG_BYTES_MAX: Final = 64 * 1024
 ANCHOR_BYTES_MAX: Final = 64 * 2**20
@@ -72,6 +73,9 @@ def load_identity(path: Path) -> Identity:
         names.append(genesis)
     for table in (_table(content, "miners"), *_tables(content, "broker")):
         names += [str(table[key]) for key in ("ca_file", "password_file") if table.get(key)]
+    board = _table(content, "board").get("profile")
+    if str(board).endswith(SUFFIX):  # a profile of one's own goes with it; the board is the one that it names
+        names.append(str(board))
     for name in names:
         files[name] = _read(path.parent / _plain(path, name), ANCHOR_BYTES_MAX)
     keys = [str(_table(content, "keys").get("key_file", "key.pem"))]
@@ -79,9 +83,17 @@ def load_identity(path: Path) -> Identity:
     for name in keys:
         if (path.parent / name).exists() or name in files:
             raise UsageError(f"{path.parent / name}: a private key never goes onto a card; the board makes its own")
-    board = _table(content, "board").get("profile")
     claim = str(device.get("claim_file", "claim.txt"))
-    return Identity(device_id, None if board is None else str(board), _plain(path, claim), files)
+    return Identity(device_id, None if board is None else _board_id(path, str(board)), _plain(path, claim), files)
+
+
+def _board_id(path: Path, board: str) -> str:
+    if not board.endswith(SUFFIX):
+        return board
+    try:
+        return load_profile(str(path.parent / board)).board_id
+    except UnknownBoardError as error:
+        raise UsageError(f"{path}: [board] profile = {board!r}: {error}") from error
 
 
 def load_claim(path: Path) -> str:

@@ -14,7 +14,7 @@ from firmware_profiles.image.inspect import inspect
 from firmware_profiles.image.partitions import read_table
 from firmware_profiles.image.seed import Content, Payload, payload_files, system_files
 from firmware_profiles.image.wheelhouse import check_wheelhouse
-from firmware_profiles.profile import InitFormat
+from firmware_profiles.profile import BOARDS, InitFormat
 from tests.support.fake_disks import mbr, raw_image
 
 CONFIG = """\
@@ -43,6 +43,18 @@ def test_identity_takes_the_anchor_and_nothing_else(config: Path) -> None:
     assert set(identity.files) == {"device.toml", "ca.pem", "artifact.flm"}
     (config.parent / "genesis.cbor").write_bytes(b"\xa0")
     assert load_identity(config).files["genesis.cbor"] == b"\xa0"
+
+
+def test_profile_of_ones_own_goes_with_the_card(config: Path) -> None:
+    own = (BOARDS / "rpi-5.toml").read_text(encoding="utf-8").replace('id = "rpi-5"', 'id = "my-rpi-5"')
+    (config.parent / "own.toml").write_text(own)
+    config.write_text(f'{CONFIG}[board]\nprofile = "own.toml"\n')
+    identity = load_identity(config)
+    assert identity.board == "my-rpi-5"
+    assert identity.files["own.toml"] == own.encode()
+    (config.parent / "own.toml").write_text("nonsense")
+    with pytest.raises(UsageError, match="profile"):
+        load_identity(config)
 
 
 @pytest.mark.parametrize(
