@@ -10,7 +10,8 @@ from coordinator.authoring.zoo import build
 from edge_sdk.errors import DecodeError
 from edge_sdk.protocol import codec
 from edge_sdk.protocol.ids import Digest
-from edge_sdk.training.artifact import ARTIFACT_BYTES_MAX, Artifact
+from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
+from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.network import Scheme
 
 ARTIFACT, _ = build("lenet", (1, 8, 8), 10, batch=8, seed=0)
