@@ -1,10 +1,10 @@
 """The int8 inference graph of a calibrated artifact: uint8 activations, int8 weights, products in integers.
 
 A value is held on its uint8 grid, in float32, or both; each is made from the other when a node asks. A linear layer
-multiplies uint8 by int8 and gives float32; so does not a convolution: it writes to the grid of the value behind it at
-once, and what stands between (pooling, rectifier) works on bytes. Only convolutions of one input channel stay in
-float32, on the values of both grids: the runtime's integer kernel took 4 to 5 times as long for them. uint8 by int8
-is the only pair of types that is fast everywhere; ConvInteger never is.
+multiplies uint8 by int8 and gives float32. A convolution writes to the grid of the value behind it, where nobody else
+reads between, and what stands there (pooling, rectifier) works on bytes. Convolutions of one input channel stay in
+float32, on the values of both grids: the runtime's integer kernel took 4 to 5 times as long for them. uint8 by int8 is
+the only pair of types that is fast everywhere; ConvInteger never is.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class _Inference:
             self.step.values[node.output] = self._gemm(node)
         elif node.op is Op.CONV:
             self._conv(node)
-        elif node.op in KEEPS_GRID and node.values[0] in self.bytes_:
+        elif node.op in KEEPS_GRID and node.values[0] not in self.step.values:
             self._on_bytes(node)
         else:
             for value in node.values:

@@ -17,7 +17,7 @@ from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.backend import Batch
 from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.grids import Grid, grid_of_range, gridded_values, output_grid
-from edge_sdk.training.network import Op, Scheme
+from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec
 from edge_sdk.training.quantize import int8_model, round_to_int8
 from edge_sdk.training.rounding_noise import RoundingNoise
 from edge_sdk.training.trainer import Trainer
@@ -75,6 +75,57 @@ def test_int8_inference_is_the_oracle_and_near_float(model: str, shape: tuple[in
     exact = graph.logits(x, round_to_int8(params))
     assert np.abs(found - exact).max() < 0.1 * spread
     assert np.mean(found.argmax(axis=1) == exact.argmax(axis=1)) > 0.85
+
+
+def branching() -> Network:
+    """A residual block of several channels, and a pooling that reads what a convolution reads too."""
+
+    def weights(name: str, shape: tuple[int, ...], axis: int) -> tuple[TensorSpec, TensorSpec]:
+        return (
+            TensorSpec(name=f"{name}_w", shape=shape, role=Role.WEIGHT, channel_axis=axis, exponent=-24),
+            TensorSpec(name=f"{name}_b", shape=(shape[axis],), role=Role.BIAS, channel_axis=-1, exponent=-24),
+        )
+
+    window: dict[str, Any] = {"kernel": (3, 3), "stride": (1, 1), "padding": (1, 1)}
+    pool: dict[str, Any] = {"kernel": (2, 2), "stride": (2, 2), "padding": (0, 0)}
+    return Network(
+        input_shape=(3, 6, 6),
+        class_count=3,
+        tensors=(
+            *weights("a", (4, 3, 3, 3), 0),
+            *weights("b", (4, 4, 3, 3), 0),
+            *weights("c", (4, 1, 3, 3), 0),
+            *weights("d", (72, 3), 1),
+        ),
+        nodes=(
+            Node(op=Op.CONV, inputs=("x", "a_w", "a_b"), output="a", **window),
+            Node(op=Op.RELU, inputs=("a",), output="ra"),
+            Node(op=Op.CONV, inputs=("ra", "b_w", "b_b"), output="b", **window),
+            Node(op=Op.ADD, inputs=("b", "ra"), output="sum"),
+            Node(op=Op.CONV, inputs=("sum", "c_w", "c_b"), output="c", groups=4, **window),
+            Node(op=Op.MAX_POOL, inputs=("c",), output="pc", **pool),
+            Node(op=Op.MAX_POOL, inputs=("sum",), output="ps", **pool),
+            Node(op=Op.CONCAT, inputs=("pc", "ps"), output="both", axes=(1,)),
+            Node(op=Op.FLATTEN, inputs=("both",), output="flat"),
+            Node(op=Op.GEMM, inputs=("flat", "d_w", "d_b"), output="z"),
+            Node(op=Op.SOFTMAX_CROSS_ENTROPY, inputs=("z",), output="loss"),
+        ),
+    )
+
+
+def test_a_value_is_converted_where_a_branch_needs_it() -> None:
+    forward = branching()
+    params = genesis_params(forward.tensors, seed=5)
+    grids = calibrate(forward, params, examples((3, 6, 6)))
+    artifact = build_artifact("branching", forward, batch=BATCH, scheme=Scheme.INT8, grids=grids)
+    states, scales = int8_model(params)
+    x = examples((3, 6, 6), 20)
+    found, expected = (
+        Trainer(artifact, backend=name)._backend.int8_logits(x, states, scales) for name in ("onnxruntime", "numpy")
+    )
+    np.testing.assert_allclose(found, expected, rtol=0, atol=0.01 * float(np.ptp(expected)))
+    operators = [node.op_type for node in onnx.load_model_from_string(artifact.int8_onnx).graph.node]
+    assert operators.count("QLinearConv") == 1, "only the first has one reader up to the next grid"
 
 
 def test_int8_inference_has_the_operators_that_are_fast() -> None:
