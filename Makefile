@@ -3,6 +3,7 @@
 #   make demo ARGS="--quick --seed 7"     whole fleet on this machine
 #   make test | test-full | bench         suites (see tests/)
 #   make board-test                       an emulated arm64 board, from Debian's archive to an upgrade (root, 10 to 30 min)
+#   make parity-arm64                     the training backends on emulated arm64 (root, 2 to 10 min)
 #   make check                            format, lint, types, layers, quick tests
 #   make test WITH_TORCH=no               without the comparisons against torch (a large download)
 #   make PYTHON=python3.13 demo           another interpreter
@@ -26,7 +27,7 @@ TFLITE_STAMP := .venv-tflite/.installed
 # One thread per process: suites start many processes, and times must not depend on the number of cores.
 ONE_THREAD := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMEXPR_NUM_THREADS=1
 
-.PHONY: help demo check test test-full bench litert broker image-tools board-test board-tools clean distclean
+.PHONY: help demo check test test-full bench litert broker image-tools board-test board-tools parity-arm64 clean distclean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -126,6 +127,13 @@ board-tools:
 		{ apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
 			$(BOARD_PACKAGES); } >/dev/null; \
 	fi
+
+# A part of test-full, where mmdebstrap is installed.
+parity-arm64: $(TEST_STAMP)
+	@if [ "$$(id -u)" = 0 ] && ! command -v mmdebstrap >/dev/null && command -v apt-get >/dev/null; then \
+		apt-get -qq update && apt-get -qq install -y --no-install-recommends mmdebstrap debian-archive-keyring; \
+	fi >/dev/null
+	@$(ONE_THREAD) $(BIN)/python -m pytest tests/parity/test_arm64_parity.py $(ARGS)
 
 # ARGS="--report board.json" writes what was found.
 board-test: $(TEST_STAMP) board-tools image-tools

@@ -5,14 +5,12 @@ Both live in environments of their own, which ``make test-full`` makes.
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.network import Scheme
-from tests.support.backend_replay import evaluate, pack, read_answers
 from tests.support.other_environments import LITERT, TFLITE, require_environment, run_python
-from tests.support.parity_cases import CASES, TOLERANCES, Case, assert_near, recorded
+from tests.support.parity_cases import CASES, TOLERANCES, Case, assert_near_file, recorded, write_cases
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 FLOATS = [case for case in CASES if case.scheme is Scheme.FP32]
@@ -25,27 +23,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Artifacts with flatbuffers, and the recorded steps of each case."""
     require_environment(LITERT, "tensorflow")
     folder = tmp_path_factory.mktemp("litert")
-    for case in FLOATS:
-        known = recorded(case)
-        (folder / f"{case}.flm").write_bytes(known.artifact.data)
-        np.savez(folder / f"{case}.npz", **pack(known.inputs, known.params))
+    write_cases(folder, FLOATS)
     run_python(LITERT, "-m", "tests.support.add_flatbuffers", *(folder / f"{case}.flm" for case in FLOATS))
     return folder
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("case", FLOATS, ids=str)
-def test_a_step_is_the_same(folder: Path, runtime: str, case: Case) -> None:
+def test_steps_are_the_same(folder: Path, tmp_path: Path, runtime: str) -> None:
     require_environment(RUNTIMES[runtime], runtime)
-    out = folder / f"{case}-{runtime}.npz"
-    module = "tests.support.backend_replay"
-    run_python(RUNTIMES[runtime], "-m", module, folder / f"{case}.flm", folder / f"{case}.npz", "litert", out)
-    answers, logits = read_answers(out)
-    known, tolerance = recorded(case), TOLERANCES["litert"]
-    assert_near(answers, known, tolerance)
-    expected = evaluate(known.artifact, known.inputs, known.params, "numpy")
-    bound = tolerance.floats * max(1.0, float(np.abs(expected).max()))
-    np.testing.assert_allclose(logits, expected, rtol=0, atol=bound)
+    run_python(RUNTIMES[runtime], "-m", "tests.support.backend_replay", "litert", folder, tmp_path, *map(str, FLOATS))
+    for case in FLOATS:
+        assert_near_file(tmp_path / f"{case}.npz", case, TOLERANCES["litert"])
 
 
 @pytest.mark.parametrize("case", FLOATS, ids=str)

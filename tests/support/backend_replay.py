@@ -1,7 +1,7 @@
 """The same training steps on any backend: what goes into each is recorded, and may travel to another environment.
 
-``python -m tests.support.backend_replay ARTIFACT STEPS.npz BACKEND OUT.npz`` replays the steps there. Needs edge_sdk
-and what the backend needs, nothing of the tests.
+``python -m tests.support.backend_replay BACKEND FOLDER OUT_FOLDER NAME...`` replays FOLDER/NAME.npz on FOLDER/NAME.flm
+there. Needs edge_sdk and what the backend needs, nothing of the tests.
 """
 
 from __future__ import annotations
@@ -106,17 +106,18 @@ def unpack(arrays: Arrays) -> tuple[list[StepInput], Arrays]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Replay a file on a backend of this environment."""
-    artifact_file, steps_file, backend, out_file = argv
-    artifact = Artifact.load(Path(artifact_file).read_bytes())
-    with np.load(steps_file) as file:
-        inputs, params = unpack(dict(file))
-    answers = replay(artifact, inputs, backend)
-    found: Arrays = {"logits": evaluate(artifact, inputs, params, backend)}
-    for step, answer in enumerate(answers):
-        found |= {f"{step}/states/{name}": value for name, value in answer.states.items()}
-        found[f"{step}/loss"] = np.float64(answer.loss)
-    np.savez(out_file, **found)
+    """Replay cases on a backend of this environment."""
+    backend, folder, out_folder, *names = argv
+    for name in names:
+        artifact = Artifact.load((Path(folder) / f"{name}.flm").read_bytes())
+        with np.load(Path(folder) / f"{name}.npz") as file:
+            inputs, params = unpack(dict(file))
+        answers = replay(artifact, inputs, backend)
+        found: Arrays = {"logits": evaluate(artifact, inputs, params, backend)}
+        for step, answer in enumerate(answers):
+            found |= {f"{step}/states/{key}": value for key, value in answer.states.items()}
+            found[f"{step}/loss"] = np.float64(answer.loss)
+        np.savez(Path(out_folder) / f"{name}.npz", **found)
     return 0
 
 

@@ -13,11 +13,12 @@ from coordinator.authoring.builder import build_artifact
 from edge_sdk.training.network import Network, Op, Scheme
 from edge_sdk.training.quantize import dequantize
 from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule
-from tests.support.backend_replay import Answer, StepInput, record
+from tests.support.backend_replay import Answer, StepInput, evaluate, pack, read_answers, record
 from tests.support.parity_networks import image_network, series_network
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from edge_sdk.training.artifact import Artifact
 
@@ -103,6 +104,24 @@ def recorded(case: Case) -> Recorded:
     params = zoo.genesis_params(network.tensors, seed=2, gains=zoo.genesis_gains(network))
     inputs, answers = record(artifact, params)
     return Recorded(artifact, inputs, answers, dequantize(params))
+
+
+def write_cases(folder: Path, cases: Sequence[Case]) -> None:
+    """Artifacts and recorded steps as files, for ``backend_replay`` in another environment."""
+    for case in cases:
+        known = recorded(case)
+        (folder / f"{case}.flm").write_bytes(known.artifact.data)
+        np.savez(folder / f"{case}.npz", **pack(known.inputs, known.params))
+
+
+def assert_near_file(file: Path, case: Case, tolerance: Tolerance) -> None:
+    """What ``backend_replay`` wrote for a case: steps and logits."""
+    known = recorded(case)
+    answers, logits = read_answers(file)
+    assert_near(answers, known, tolerance)
+    expected = evaluate(known.artifact, known.inputs, known.params, "numpy")
+    bound = tolerance.floats * max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=bound)
 
 
 def is_near(answer: Answer, expected: Answer, given: StepInput, tolerance: Tolerance) -> str:
