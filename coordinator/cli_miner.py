@@ -15,7 +15,9 @@ from edge_sdk.protocol.ids import ChainId, MinerId, TaskId, check_name
 
 if TYPE_CHECKING:
     from coordinator.datasets.labelled import LabelledData
+    from coordinator.datasets.targets import TargetData
     from coordinator.setup import Founded, Plan
+    from edge_sdk.training.artifact import Artifact
 
 FOLD_EXAMPLES: Final = 256
 FOLD_SHARE_MAX: Final = 4
@@ -90,7 +92,7 @@ def _run(config_file: Path) -> int:
 def _init(options: argparse.Namespace) -> int:
     from coordinator.author_key import read_author
     from coordinator.authoring import zoo
-    from coordinator.own_model import fit_data, is_artifact_file, load_own_model
+    from coordinator.own_model import is_artifact_file, load_own_model
     from coordinator.setup import Plan, default_params, found
     from coordinator.task_form import fit_task
     from edge_sdk.adapters.system_clock import SystemClock
@@ -109,16 +111,17 @@ def _init(options: argparse.Namespace) -> int:
         enrolment_port=options.enrolment_port,
     )
     author = None if options.author is None else read_author(options.author)
-    data = _load(options.dataset, options.data)
+    data: LabelledData | TargetData
     if is_artifact_file(options.model):
         own = load_own_model(Path(options.model), author=author)
-        artifact, params, data = own.artifact, own.params, fit_data(own.artifact, data, model=Path(options.model))
+        artifact, params, data = own.artifact, own.params, _fitted(own.artifact, options)
         print(f"{options.model}: signed by {artifact.authored_by}")
     elif author is not None:
         raise ConfigError(
             f"--author {options.author}: --model {options.model} comes with this program: expected NAME.flm"
         )
     else:
+        data = _load(options.dataset, options.data)
         artifact, params = zoo.build(
             options.model,
             data.input_shape,
@@ -145,6 +148,22 @@ def _init(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fitted(artifact: Artifact, options: argparse.Namespace) -> LabelledData | TargetData:
+    """The data set of the options, as a user's own artifact takes it."""
+    from coordinator.datasets.targets import load_targets
+    from coordinator.own_model import fit_data, fit_targets
+
+    model = Path(options.model)
+    if artifact.network.is_classifier:
+        return fit_data(artifact, _load(options.dataset, options.data), model=model)
+    if options.dataset != "npz" or options.data is None:
+        loss = artifact.network.loss.name.lower()
+        raise ConfigError(
+            f"--model {model}: its loss is {loss}: expected --dataset npz --data FILE with float targets y"
+        )
+    return fit_targets(artifact, load_targets(options.data), model=model)
+
+
 def _load(dataset: str, path: Path | None) -> LabelledData:
     if dataset == "digits":
         from coordinator.datasets.digits import load_digits
@@ -159,28 +178,29 @@ def _load(dataset: str, path: Path | None) -> LabelledData:
     return {"idx": load_idx, "hapt": load_hapt, "npz": load_npz}[dataset](path)
 
 
-def _write_folds(data: LabelledData, miners: Sequence[MinerId], folder: Path, *, seed: int) -> dict[MinerId, Path]:
-    """One disjoint fold per miner, every class in proportion, out of the training examples."""
+def _write_folds(
+    data: LabelledData | TargetData, miners: Sequence[MinerId], folder: Path, *, seed: int
+) -> dict[MinerId, Path]:
+    """One disjoint fold per miner out of the training examples, every class in proportion where there are classes."""
     import numpy as np
 
     from coordinator.datasets.partition import parse_partition
     from coordinator.datasets.split import split
+    from coordinator.datasets.targets import TargetData
 
-    examples = min(FOLD_EXAMPLES, len(data.y_train) // (FOLD_SHARE_MAX * len(miners)))
+    x, y = (data.x, data.y) if isinstance(data, TargetData) else (data.x_train, data.y_train)
+    examples, rng = min(FOLD_EXAMPLES, len(y) // (FOLD_SHARE_MAX * len(miners))), np.random.default_rng(seed)
     if examples < 1:
-        raise ConfigError(f"--data: {len(data.y_train)} examples for {len(miners)} miners: expected more")
-    parts = split(
-        data,
-        miners=len(miners),
-        devices=1,
-        fold_examples=examples,
-        partition=parse_partition("iid"),
-        rng=np.random.default_rng(seed),
-    )
+        raise ConfigError(f"--data: {len(y)} examples for {len(miners)} miners: expected more")
+    if isinstance(data, TargetData):
+        folds = data.deal_folds(len(miners), examples, rng)
+    else:
+        iid = parse_partition("iid")
+        folds = list(split(data, miners=len(miners), devices=1, fold_examples=examples, partition=iid, rng=rng).folds)
     files = {}
-    for miner, rows in zip(miners, parts.folds, strict=True):
+    for miner, rows in zip(miners, folds, strict=True):
         files[miner] = folder / f"{miner}.npz"
-        np.savez(files[miner], x=data.x_train[rows], y=data.y_train[rows])
+        np.savez(files[miner], x=x[rows], y=y[rows])
     return files
 
 

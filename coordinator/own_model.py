@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from coordinator.datasets.labelled import LabelledData
+from coordinator.datasets.targets import TargetData
 from edge_sdk.adapters.durable_files import read_file
 from edge_sdk.errors import ConfigError, DecodeError, QuantizationError, StoreError
 from edge_sdk.protocol import wire
@@ -74,18 +75,35 @@ def fit_data(artifact: Artifact, data: LabelledData, *, model: Path) -> Labelled
     if not network.is_classifier:
         loss = network.loss.name.lower()
         raise ConfigError(f"--model {model}: its loss is {loss}: expected a classifier, since the data has labels")
-    if data.input_shape != network.input_shape:
-        takes, has = _sizes(network.input_shape), _sizes(data.input_shape)
-        raise ConfigError(
-            f"--model {model} takes examples of {takes}, the {data.name} data has {has}: expected the same"
-        )
+    _check_input(network.input_shape, data.input_shape, model)
     if data.class_count > network.class_count:
         raise ConfigError(
-            f"--model {model} has {network.class_count} classes, the {data.name} data labels up to"
+            f"--model {model} has {network.class_count} classes, the data labels up to"
             f" {data.class_count - 1}: expected labels below {network.class_count}"
         )
     more = tuple(str(label) for label in range(data.class_count, network.class_count))
     return replace(data, class_names=(*data.class_names, *more))
+
+
+def fit_targets(artifact: Artifact, data: TargetData, *, model: Path) -> TargetData:
+    """Hold targets against an artifact without classes.
+
+    Raises:
+        ConfigError: input or target shape differs; the text names both sides.
+    """
+    network = artifact.network
+    _check_input(network.input_shape, data.input_shape, model)
+    if data.target_count != network.class_count:
+        has = f"the data has {data.target_count}"
+        raise ConfigError(f"--model {model} has {network.class_count} outputs, {has} targets: expected the same")
+    return data
+
+
+def _check_input(takes: tuple[int, ...], has: tuple[int, ...], model: Path) -> None:
+    if takes != has:
+        raise ConfigError(
+            f"--model {model} takes examples of {_sizes(takes)}, the data has {_sizes(has)}: expected the same"
+        )
 
 
 def _read(path: Path, bytes_max: int, what: str) -> bytes:

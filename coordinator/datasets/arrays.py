@@ -29,7 +29,7 @@ def load_npz(path: Path) -> LabelledData:
         ConfigError: no such file, not an npz, an object array, or a wrong shape, type, label or value (array and row
             are named).
     """
-    arrays = _read(path)
+    arrays = read_arrays(path)
     for name in ("x", "y"):
         if name not in arrays:
             raise ConfigError(f"{path}: no array {name!r}: expected x and y, optionally x_test, y_test, group")
@@ -54,16 +54,17 @@ def load_npz(path: Path) -> LabelledData:
         check_examples(x_test, y_test, place=f"{path}: held-out part of x, y", class_count=class_count)
     return LabelledData(
         name="npz",
-        x_train=_features(x[kept]),
+        x_train=features(x[kept]),
         y_train=y[kept].astype(np.int64),
-        x_test=_features(x_test),
+        x_test=features(x_test),
         y_test=y_test.astype(np.int64),
         groups=None if groups is None else groups[kept].astype(np.int64),
         class_names=tuple(str(label) for label in range(class_count)),
     )
 
 
-def _features(x: npt.NDArray[np.generic]) -> Features:
+def features(x: npt.NDArray[np.generic]) -> Features:
+    """As networks take them: bytes divided by 255, others as they are."""
     scaled: Features = x.astype(np.float32)
     return scaled / np.float32(255.0) if x.dtype == np.uint8 else scaled
 
@@ -82,8 +83,12 @@ def _label_max(y: npt.NDArray[np.generic], place: str) -> int:
     return int(y.max())
 
 
-def _read(path: Path) -> dict[str, npt.NDArray[np.generic]]:
-    """Read the known arrays after their unpacked sizes were checked; pickled objects are never loaded."""
+def read_arrays(path: Path) -> dict[str, npt.NDArray[np.generic]]:
+    """Read the known arrays after their unpacked sizes were checked; pickled objects are never loaded.
+
+    Raises:
+        ConfigError: no such file, or no npz of plain arrays.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             largest = max((entry.file_size for entry in archive.infolist()), default=0)

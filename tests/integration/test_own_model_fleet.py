@@ -12,10 +12,13 @@ from onnx import TensorProto, helper, numpy_helper
 from sklearn.datasets import load_digits
 
 from coordinator import cli
+from coordinator.authoring import zoo
 from coordinator.config import load_config
 from coordinator.genesis_file import load_genesis
 from coordinator.identity import load_identity
+from coordinator.worker import Worker
 from edge_sdk.errors import ConfigError
+from edge_sdk.protocol.wire import to_bytes
 from edge_sdk.training.artifact import Artifact
 from tools.check_report import check_report
 
@@ -92,8 +95,8 @@ def test_a_fleet_is_founded_on_the_model_and_pins_its_author(
     [
         (("--author", "author.pub"), "other.flm", "mine.npz", "other.flm: artifact is signed by"),
         (("--author", "author.pem"), "author.flm", "mine.npz", "author.pem: expected an author's public key"),
-        ((), "author.flm", "wide.npz", "takes examples of 64, the npz data has 65"),
-        ((), "author.flm", "more.npz", "has 10 classes, the npz data labels up to 10"),
+        ((), "author.flm", "wide.npz", "takes examples of 64, the data has 65"),
+        ((), "author.flm", "more.npz", "has 10 classes, the data labels up to 10"),
         ((), "none.flm", "mine.npz", "none.flm: no such file"),
     ],
 )
@@ -115,6 +118,50 @@ def test_what_does_not_fit_is_said_before_anything_is_written(
     assert not (tmp_path / "fleet").exists()
 
 
+@pytest.fixture
+def regression(tmp_path: Path) -> Path:
+    """An artifact with two outputs and squared error, and data for it."""
+    artifact, params = zoo.build("regressor", (5,), 2, batch=8, seed=0)
+    (tmp_path / "net.flm").write_bytes(artifact.data)
+    (tmp_path / "net.model.cbor").write_bytes(to_bytes(params))
+    x = np.random.default_rng(0).normal(size=(200, 5))
+    np.savez(tmp_path / "good.npz", x=x, y=np.stack([x.sum(1), x[:, 0]], 1))
+    np.savez(tmp_path / "labels.npz", x=x, y=np.arange(200))
+    np.savez(tmp_path / "one.npz", x=x, y=x.sum(1))
+    np.savez(tmp_path / "nan.npz", x=np.where(x == x[7, 0], np.nan, x), y=np.stack([x.sum(1), x[:, 0]], 1))
+    return tmp_path
+
+
+def test_a_fleet_is_founded_on_a_network_without_classes(regression: Path, tmp_path: Path) -> None:
+    root = tmp_path / "fleet"
+    assert init(regression, root, model="net.flm", data="good.npz") == 0
+    rows = []
+    for miner in ("m0", "m1"):
+        config = load_config(root / "miners" / miner / "miner.toml")
+        Worker(load_identity(config).artifact, config.fold_file, backend="numpy")
+        with np.load(config.fold_file) as fold:
+            assert fold["y"].shape == (25, 2)
+            np.testing.assert_allclose(fold["y"][:, 0], fold["x"].sum(1), atol=1e-5)
+            rows.append({tuple(row) for row in fold["x"].tolist()})
+    assert not rows[0] & rows[1], "an example is in two folds"
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("labels.npz", "expected float targets"),
+        ("one.npz", "has 2 outputs, the data has 1 targets"),
+        ("nan.npz", "x[7] holds a value that is not finite"),
+    ],
+)
+def test_targets_that_do_not_fit_are_named(
+    regression: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], data: str, message: str
+) -> None:
+    assert init(regression, tmp_path / "fleet", model="net.flm", data=data) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "fleet").exists()
+
+
 def test_an_author_needs_a_model_of_ones_own(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["miner", "init", str(tmp_path / "fleet"), "--author", str(work / "author.pub")]
     assert cli.main(arguments) == 2
@@ -132,7 +179,7 @@ def demo(work: Path, *options: str) -> subprocess.CompletedProcess[str]:
 def test_the_demo_refuses_data_of_another_shape(work: Path) -> None:
     done = demo(work, "--model", "author.flm", "--data", "wide.npz")
     assert done.returncode == 2
-    assert "takes examples of 64, the npz data has 65" in done.stderr
+    assert "takes examples of 64, the data has 65" in done.stderr
 
 
 @pytest.mark.slow

@@ -53,9 +53,9 @@ def test_classes_that_only_the_network_has_are_added(model: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (labelled(width=7), "takes examples of 6, the npz data has 7"),
-        (labelled(classes=4), "has 3 classes, the npz data labels up to 3"),
-        (replace(labelled(), x_train=np.zeros((3, 2, 3), np.float32)), "takes examples of 6, the npz data has 2x3"),
+        (labelled(width=7), "takes examples of 6, the data has 7"),
+        (labelled(classes=4), "has 3 classes, the data labels up to 3"),
+        (replace(labelled(), x_train=np.zeros((3, 2, 3), np.float32)), "takes examples of 6, the data has 2x3"),
     ],
     ids=["width", "labels", "rank"],
 )
