@@ -38,8 +38,8 @@ CURRENT: Final = "current"
 COMMITTED: Final = "committed"
 MARKER: Final = "release.json"
 _MARKER_BYTES_MAX: Final = 64 * 1024
-_NOT_COMPILED: Final = re.compile(r"/tests?/")
-"""Packages bring their tests along; nobody runs them on a board."""
+_NOT_COMPILED: Final = re.compile(r"/tests?/|/onnxruntime/(transformers|tools|quantization)/")
+"""Tests, and the runtime's tools for authors: a third of all source, which no board runs."""
 
 
 @dataclass(frozen=True, slots=True)
