@@ -37,6 +37,7 @@ from edge_sdk.upgrade.journal import TRIALS_MAX, JournalFile, Phase
 from edge_sdk.upgrade.metadata import BYTES_MAX, RoleName, Target
 from edge_sdk.upgrade.mirror import Mirror
 from edge_sdk.upgrade.offer import Board, Pass, consider
+from edge_sdk.upgrade.release import BYTES_MAX as RELEASE_BYTES_MAX
 from edge_sdk.upgrade.release import TARGET_NAME, Release, WheelSet, read_release
 from edge_sdk.upgrade.service import Service
 from edge_sdk.upgrade.trial import Seen, Trial, Verdict
@@ -136,7 +137,12 @@ class Updater:
         mirror.refresh()
         failpoints.hit("upgrade.after_metadata")
         deadline_s = time.monotonic() + self._config.download_s
+        published = mirror.trusted.targets
+        if published is None or TARGET_NAME not in published.targets:
+            return Pass("nothing is published yet")
         info = mirror.trusted.target(TARGET_NAME)
+        if info.length > RELEASE_BYTES_MAX:
+            raise UpgradeRefusedError(f"{TARGET_NAME}: {info.length} bytes", reason="length")
         release = read_release(mirror.fetch(info, timeout_s=self._left_s(deadline_s)).read_bytes())
         found = consider(release, self._board(), floor=self._journal.floor, held=self._journal.held)
         if isinstance(found, Pass):
@@ -146,6 +152,7 @@ class Updater:
         mirror.keep_only([info, *targets])
         slot, marker = self._environments.free(), _marker(release, targets)
         if not self._environments.is_complete(slot, marker):
+            self._environments.clear(slot)  # what it holds is of no use, and takes the room
             self._check_room(mirror.missing_bytes(targets), found)
             wheels = self._download(mirror, targets, deadline_s)
             self._environments.build(slot, wheels, marker, bytes_max=found.unpacked_bytes)
@@ -216,12 +223,10 @@ class Updater:
                 self._journal = self._journal_file.write(journal)
                 return Outcome(Result.FAILED, f"{_named(prepared.release)} failed its self-test: {reason}")
             failpoints.hit("upgrade.before_trial")
-            begun = self._journal.begin_trial(
+            self._journal = self._journal.begin_trial(
                 prepared.release.number, prepared.release.version, slot=prepared.slot, former=former
             )
-            self._journal = self._journal_file.write(begun.count_trial())
-            failpoints.hit("upgrade.after_trial")
-            self._switch(prepared.slot)
+            self._start_trial()
         return self._watch()
 
     def _self_test(self, prepared: Prepared) -> str | None:
@@ -287,15 +292,21 @@ class Updater:
             reason = f"its trial was cut off {self._journal.trials} times"
             self._journal = self._journal_file.write(self._journal.decide_rollback(reason, is_final=True))
             return self._roll_back()
-        self._journal = self._journal_file.write(self._journal.count_trial())
-        failpoints.hit("upgrade.after_resume")
         if self._environments.target(CURRENT) == self._journal.slot:
-            self._switch(self._journal.slot)
-        else:
-            # The power went before the link moved, and the old client runs: it is not stopped in a job either.
-            with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s):
-                self._switch(self._journal.slot)
+            self._start_trial()
+            return self._watch()
+        # The power went before the link moved, and the old client runs: it is not stopped in a job either.
+        with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s) as is_quiet:
+            if not is_quiet:
+                return Outcome(Result.NOTHING, f"a job still runs after {self._config.quiet_wait_s} s")
+            self._start_trial()
         return self._watch()
+
+    def _start_trial(self) -> None:
+        """Count the start, durably, then make it."""
+        self._journal = self._journal_file.write(self._journal.count_trial())
+        failpoints.hit("upgrade.after_trial")
+        self._switch(self._journal.slot)
 
     def _watch(self) -> Outcome:
         """Look at the new process until it is well, or is not."""

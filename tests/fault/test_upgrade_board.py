@@ -147,6 +147,7 @@ def test_expired_metadata_or_a_clock_that_is_wrong(site: Site, wheels: Wheels, o
 
 @pytest.mark.slow
 def test_staged_release_reaches_a_board_when_its_turn_comes(site: Site, wheels: Wheels) -> None:
+    assert "nothing is published yet" in site.board.upgrade().stdout
     site.publisher.release(wheels["0.2.0"], percent=0)
     assert "0 % of the fleet" in site.board.upgrade().stdout
     check_old_runs(site)
