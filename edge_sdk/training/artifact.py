@@ -1,10 +1,10 @@
 """The artifact: one file that says how a device trains and how a miner evaluates.
 
 ``{1: manifest, 2: training-step graph, 3: evaluation graph}`` in deterministic CBOR, and ``4: flatbuffer`` where the
-artifact was also built for LiteRT; the SHA-256 of the file is the artifact digest that genesis names. Both graphs are
-plain ONNX (opset <= 18, IR <= 9), functional: all state goes in and comes out. The manifest repeats the forward network
-as values, so that a backend without an ONNX runtime can train the same model and every input can be checked without
-parsing a graph.
+artifact was also built for LiteRT, ``5: int8 inference graph`` where it was calibrated; the SHA-256 of the file is the
+artifact digest that genesis names. The graphs are plain ONNX (opset <= 18, IR <= 9), functional: all state goes in and
+comes out. The manifest repeats the forward network as values, so that a backend without an ONNX runtime can train the
+same model and every input can be checked without parsing a graph.
 
 A signed artifact is such a file inside its author's envelope (``authorship``). Its digest is that of the envelope,
 signature included, so that a fleet pins both.
@@ -15,11 +15,9 @@ Graph inputs and outputs, by name, are fixed here: see ``train_inputs`` and ``tr
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final
 
 from edge_sdk.errors import DecodeError, SignatureError, TrainingError
 from edge_sdk.protocol import codec
@@ -27,9 +25,26 @@ from edge_sdk.protocol.ids import Digest, check_digest
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import PublicKey
 from edge_sdk.training.authorship import open_artifact, sign_artifact
-from edge_sdk.training.grids import NO_GRIDS, NOT_CALIBRATED, Calibrated, Grid, Grids, check_grids
-from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
-from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule, check_rule
+from edge_sdk.training.grids import NO_GRIDS, NOT_CALIBRATED, Calibrated, Grids
+from edge_sdk.training.manifest import (
+    grid_rows,
+    node_row,
+    read_bytes,
+    read_enum,
+    read_grids,
+    read_int,
+    read_ints,
+    read_list,
+    read_map,
+    read_node,
+    read_rule,
+    read_tensor,
+    read_text,
+    rule_bytes,
+    tensor_row,
+)
+from edge_sdk.training.network import Network, Op, Role, Scheme, TensorSpec, check_network
+from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule
 
 if TYPE_CHECKING:
     from edge_sdk.protocol.cose import Signer
@@ -38,9 +53,6 @@ FORMAT: Final = 1
 OPSET: Final = 18
 IR_VERSION: Final = 9
 _NAME_CHARS_MAX: Final = 48
-_TENSOR_FIELDS, _NODE_FIELDS, _NODE_EXTRAS = 5, 6, 6
-_FROZEN: Final = 0
-_CONSTANT_BYTES_MAX: Final = 8
 _MANIFEST_KEYS: Final = 12
 _RULE: Final = 13
 """Manifest key of the update rule; absent where it is plain SGD."""
@@ -49,8 +61,6 @@ _GRIDS: Final = 16
 _LITERT, _INT8 = 4, 5
 _OPTIONAL: Final = {_LITERT: (14, "flatbuffer"), _INT8: (15, "int8 inference graph")}
 """By key of the file: manifest key of the hash, and name; both keys are absent where there is none."""
-_E = TypeVar("_E", bound=IntEnum)
-
 _STATE_KINDS: Final = {Scheme.FP32: "fp32", Scheme.INT8: "q8.8", Scheme.INT8_SR: "int8-sr"}
 
 X: Final = "x"
@@ -181,18 +191,16 @@ class Artifact:
             6: int(scheme),
             7: OPSET,
             8: IR_VERSION,
-            9: [_tensor_row(spec) for spec in network.tensors],
-            10: [_node_row(node) for node in network.nodes],
+            9: [tensor_row(spec) for spec in network.tensors],
+            10: [node_row(node) for node in network.nodes],
             11: hashlib.sha256(train_onnx).digest(),
             12: hashlib.sha256(eval_onnx).digest(),
         }
         if not rule.is_plain:
-            manifest[_RULE] = struct.pack("<3f", rule.momentum, rule.clip_norm, rule.prox)
+            manifest[_RULE] = rule_bytes(rule)
         content: dict[int, object] = {1: manifest, 2: train_onnx, 3: eval_onnx}
         if calibrated.grids:
-            manifest[_GRIDS] = [
-                [value, struct.pack("<f", grid.scale), grid.zero] for value, grid in calibrated.grids.items()
-            ]
+            manifest[_GRIDS] = grid_rows(calibrated.grids)
             _add_part(content, _INT8, calibrated.int8_onnx)
         return cls.load(codec.encode(content))
 
@@ -279,37 +287,37 @@ def _fingerprint(key: PublicKey | None) -> str:
 
 def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None) -> Artifact:
     """Typed walk through the decoded file."""
-    top = _map(fields, 3, "file", optional=frozenset(_OPTIONAL))
+    top = read_map(fields, 3, "file", optional=frozenset(_OPTIONAL))
     hash_keys = {hash_key for hash_key, _ in _OPTIONAL.values()}
-    manifest = _map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE, _GRIDS, *hash_keys}))
-    train_onnx, eval_onnx = _bytes(top[2], "training-step graph"), _bytes(top[3], "evaluation graph")
+    manifest = read_map(top[1], _MANIFEST_KEYS, "manifest", optional=frozenset({_RULE, _GRIDS, *hash_keys}))
+    train_onnx, eval_onnx = read_bytes(top[2], "training-step graph"), read_bytes(top[3], "evaluation graph")
     hashed = [(train_onnx, 11, "training-step graph"), (eval_onnx, 12, "evaluation graph")]
     for file_key, (hash_key, what) in _OPTIONAL.items():
-        part = _bytes(top.get(file_key, b""), what)
+        part = read_bytes(top.get(file_key, b""), what)
         if bool(part) != (hash_key in manifest) or (file_key in top and not part):
             raise DecodeError(f"artifact: a {what} without a hash, or a hash without a {what}")
         if part:
             hashed.append((part, hash_key, what))
     for graph, key, what in hashed:
-        if hashlib.sha256(graph).digest() != check_digest(_bytes(manifest[key], what)):
+        if hashlib.sha256(graph).digest() != check_digest(read_bytes(manifest[key], what)):
             raise DecodeError(f"artifact: hash of the {what} does not match")
-    if _int(manifest[1]) != FORMAT:
+    if read_int(manifest[1]) != FORMAT:
         raise DecodeError(f"artifact format {manifest[1]}, expected {FORMAT}")
-    if _int(manifest[7]) > OPSET or _int(manifest[8]) > IR_VERSION:
+    if read_int(manifest[7]) > OPSET or read_int(manifest[8]) > IR_VERSION:
         raise DecodeError(f"artifact needs opset {manifest[7]} and IR {manifest[8]}, at most {OPSET} and {IR_VERSION}")
     network = Network(
-        input_shape=_ints(manifest[3]),
-        class_count=_int(manifest[4]),
-        tensors=tuple(_tensor(row) for row in _list(manifest[9], "tensors")),
-        nodes=tuple(_node(row) for row in _list(manifest[10], "nodes")),
+        input_shape=read_ints(manifest[3]),
+        class_count=read_int(manifest[4]),
+        tensors=tuple(read_tensor(row) for row in read_list(manifest[9], "tensors")),
+        nodes=tuple(read_node(row) for row in read_list(manifest[10], "nodes")),
     )
-    batch = _int(manifest[5])
+    batch = read_int(manifest[5])
     check_network(network, batch=batch)
-    name = _text(manifest[2])
+    name = read_text(manifest[2])
     if not 1 <= len(name) <= _NAME_CHARS_MAX:
         raise DecodeError(f"artifact name has {len(name)} characters, expected 1..{_NAME_CHARS_MAX}")
-    scheme = _enum(Scheme, manifest[6])
-    grids = _grids(manifest.get(_GRIDS), network, scheme)
+    scheme = read_enum(Scheme, manifest[6])
+    grids = read_grids(manifest.get(_GRIDS), network, scheme)
     if bool(grids) != (_INT8 in top):
         raise DecodeError("artifact: activation grids without an int8 inference graph, or that without them")
     return Artifact(
@@ -317,14 +325,14 @@ def _read(fields: object, data: bytes, digest: Digest, author: PublicKey | None)
         network=network,
         batch=batch,
         scheme=scheme,
-        rule=_rule(manifest.get(_RULE)),
+        rule=read_rule(manifest.get(_RULE)),
         train_onnx=train_onnx,
         eval_onnx=eval_onnx,
         digest=digest,
         data=data,
         author=author,
-        litert=_bytes(top.get(_LITERT, b""), "flatbuffer"),
-        int8_onnx=_bytes(top.get(_INT8, b""), "int8 inference graph"),
+        litert=read_bytes(top.get(_LITERT, b""), "flatbuffer"),
+        int8_onnx=read_bytes(top.get(_INT8, b""), "int8 inference graph"),
         grids=grids,
     )
 
@@ -333,161 +341,3 @@ def _add_part(content: Any, key: int, part: bytes) -> None:
     """Add an optional part to a file, and its hash to the manifest."""
     content[key] = part
     content[1][_OPTIONAL[key][0]] = hashlib.sha256(part).digest()
-
-
-def _grids(value: object, network: Network, scheme: Scheme) -> Grids:
-    """Calibrated grids, for exactly the values that need one; without them the step takes the range of each batch."""
-    if value is None:
-        return NO_GRIDS
-    if scheme is Scheme.FP32:
-        raise DecodeError("artifact: activation grids in a float32 scheme")
-    grids: dict[str, Grid] = {}
-    for entry in _list(value, "activation grids"):
-        name, scale, zero = _row(entry, 3, "activation grid")
-        data = _bytes(scale, "scale of an activation grid")
-        if len(data) != struct.calcsize("<f"):
-            raise DecodeError(f"artifact activation grid: {len(data)} bytes of scale")
-        grids[_text(name)] = Grid(struct.unpack("<f", data)[0], _int(zero))
-    check_grids(network, grids)
-    return grids
-
-
-def _rule(value: object) -> UpdateRule:
-    """Momentum, clip norm and prox as little-endian float32; without them plain SGD."""
-    if value is None:
-        return PLAIN_SGD
-    data = _bytes(value, "update rule")
-    if len(data) != struct.calcsize("<3f"):
-        raise DecodeError(f"artifact update rule: {len(data)} bytes")
-    momentum, clip_norm, prox = struct.unpack("<3f", data)
-    rule = UpdateRule(momentum=momentum, clip_norm=clip_norm, prox=prox)
-    check_rule(rule)
-    if rule.is_plain:
-        raise DecodeError("artifact update rule: plain SGD is written by leaving it out")
-    return rule
-
-
-def _tensor_row(spec: TensorSpec) -> list[object]:
-    row: list[object] = [spec.name, list(spec.shape), int(spec.role), spec.channel_axis, spec.exponent]
-    return row if spec.is_trainable else [*row, _FROZEN]
-
-
-def _tensor(row: object) -> TensorSpec:
-    fields = _list(row, "tensor")
-    is_trainable = len(fields) != _TENSOR_FIELDS + 1
-    if not is_trainable and fields[-1] != _FROZEN:
-        raise DecodeError("artifact tensor: its mark is not the one of a frozen tensor")
-    name, shape, role, axis, exponent = _row(fields[:_TENSOR_FIELDS] if not is_trainable else row, 5, "tensor")
-    return TensorSpec(
-        name=_text(name),
-        shape=_ints(shape),
-        role=_enum(Role, role),
-        channel_axis=_int(axis),
-        exponent=_int(exponent),
-        is_trainable=is_trainable,
-    )
-
-
-def _node_row(node: Node) -> list[object]:
-    """Six fields that every node has, and a map of what differs from its default."""
-    row: list[object] = [
-        int(node.op),
-        list(node.inputs),
-        node.output,
-        list(node.kernel),
-        list(node.stride),
-        list(node.padding),
-    ]
-    extras: dict[int, object] = {}
-    if node.dilation:
-        extras[1] = list(node.dilation)
-    if node.groups != 1:
-        extras[2] = node.groups
-    if node.axes:
-        extras[3] = list(node.axes)
-    if node.shape:
-        extras[4] = list(node.shape)
-    if node.constants:
-        extras[5] = struct.pack(f"<{len(node.constants)}f", *node.constants)
-    if not node.counts_padding:
-        extras[6] = 0
-    return [*row, extras] if extras else row
-
-
-def _node(row: object) -> Node:
-    fields = _list(row, "node")
-    extras: dict[int, object] = {}
-    if len(fields) == _NODE_FIELDS + 1:
-        *fields, found = fields
-        if not isinstance(found, dict) or not found or not set(found) <= set(range(1, _NODE_EXTRAS + 1)):
-            raise DecodeError(f"artifact node: expected a map with keys out of 1..{_NODE_EXTRAS}")
-        extras = found
-    op, inputs, output, kernel, stride, padding = _row(fields, _NODE_FIELDS, "node")
-    return Node(
-        op=_enum(Op, op),
-        inputs=tuple(_text(name) for name in _list(inputs, "node inputs")),
-        output=_text(output),
-        kernel=_ints(kernel),
-        stride=_ints(stride),
-        padding=_ints(padding),
-        dilation=_ints(extras.get(1, [])),
-        groups=_int(extras.get(2, 1)),
-        axes=_ints(extras.get(3, [])),
-        shape=_ints(extras.get(4, [])),
-        constants=_floats(extras.get(5, b"")),
-        counts_padding=bool(_int(extras.get(6, 1))),
-    )
-
-
-def _map(value: object, size: int, what: str, *, optional: frozenset[int] = frozenset()) -> dict[int, object]:
-    required = set(range(1, size + 1))
-    if not isinstance(value, dict) or not required <= set(value) <= required | optional:
-        raise DecodeError(f"artifact {what}: expected a map with the keys 1..{size}")
-    return value
-
-
-def _list(value: object, what: str) -> list[object]:
-    if not isinstance(value, list):
-        raise DecodeError(f"artifact {what}: expected a list, found {type(value).__name__}")
-    return value
-
-
-def _row(value: object, size: int, what: str) -> list[object]:
-    row = _list(value, what)
-    if len(row) != size:
-        raise DecodeError(f"artifact {what}: expected {size} fields, found {len(row)}")
-    return row
-
-
-def _int(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DecodeError(f"artifact: expected an integer, found {type(value).__name__}")
-    return value
-
-
-def _ints(value: object) -> tuple[int, ...]:
-    return tuple(_int(item) for item in _list(value, "shape"))
-
-
-def _floats(value: object) -> tuple[float, ...]:
-    """Constants as little-endian float32: the codec has no floats."""
-    data = _bytes(value, "node constants")
-    if len(data) % 4 or len(data) > _CONSTANT_BYTES_MAX:
-        raise DecodeError(f"artifact node: {len(data)} bytes of constants")
-    return struct.unpack(f"<{len(data) // 4}f", data)
-
-
-def _text(value: object) -> str:
-    if not isinstance(value, str):
-        raise DecodeError(f"artifact: expected text, found {type(value).__name__}")
-    return value
-
-
-def _bytes(value: object, what: str) -> bytes:
-    if not isinstance(value, bytes):
-        raise DecodeError(f"artifact {what}: expected bytes, found {type(value).__name__}")
-    return value
-
-
-def _enum(kind: type[_E], value: object) -> _E:
-    return kind(_int(value))
