@@ -105,7 +105,7 @@ def measure(task: Task, data: LabelledData) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("task", [DIGITS, DIGITS_LENET, DIGITS_MOMENTUM], ids=["mlp", "lenet", "momentum"])
-def test_training_accuracy_digits(task: Task) -> None:
+def test_training_accuracy_without_downloads(task: Task) -> None:
     measure(task, load_digits())
 
 
@@ -113,7 +113,7 @@ def test_training_accuracy_digits(task: Task) -> None:
 @pytest.mark.parametrize(
     ("task", "load", "folder"), [(MNIST, load_idx, "mnist"), (HAPT, load_hapt, "hapt_har")], ids=["mnist", "hapt"]
 )
-def test_training_accuracy_optional(
+def test_training_accuracy_of_the_optional_folder(
     task: Task, load: Callable[[Path], LabelledData], folder: str, data_dir: Path
 ) -> None:
     measure(task, load(data_dir / folder))
