@@ -21,7 +21,7 @@ from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.device.board_checks import examine_board
 from edge_sdk.device.config import DeviceConfig
 from edge_sdk.device.findings import Finding, Level
-from edge_sdk.device.first_boot import CLOCK_BUILD_S
+from edge_sdk.device.first_boot import CLOCK_BUILD_S, read_waiting
 from edge_sdk.device.inbox import Inbox
 from edge_sdk.device.parts import load_genesis
 from edge_sdk.errors import DecodeError, EdgeFLError, InvalidCertificateError
@@ -35,6 +35,12 @@ log: Final = logging.getLogger(__name__)
 DISK_FREE_BYTES_MIN: Final = 256 * 1024 * 1024
 BROKER_TIMEOUT_S: Final = 15.0
 ARTIFACT_OF_MINER: Final = "artifact.flm from the operator of a miner"
+MEND_ENROLMENT: Final = {
+    "clock": "timedatectl set-ntp true; a board without RTC needs fake-hwclock",
+    "unreachable": "check the network, [enrolment] url, its port and the firewall; the board goes on by itself",
+    "refused: cloned-key": "put a new claim in claim.txt and run flchain device enrol --new-key, on one board only",
+    "refused": "ask the operator for a new claim and put it in claim.txt; the board goes on by itself",
+}
 MEND_CLOCK: Final = "timedatectl set-ntp true; a board without RTC needs fake-hwclock"
 
 
@@ -48,7 +54,20 @@ def examine(config: DeviceConfig, *, root: Path = Path("/")) -> Iterator[Finding
         yield Finding(Level.OK, "genesis", f"chain {genesis.chain_id}, {len(genesis.miners)} miners")
     except EdgeFLError as error:
         yield Finding(Level.FAIL, "genesis", str(error), "flchain device enrol, or copy genesis.cbor from the operator")
-    for check in (_clock, _disk, _key, _certificate, _state, _backend, _artifact, _data, _brokers, _miners, _model):
+    for check in (
+        _clock,
+        _disk,
+        _enrolment,
+        _key,
+        _certificate,
+        _state,
+        _backend,
+        _artifact,
+        _data,
+        _brokers,
+        _miners,
+        _model,
+    ):
         try:
             yield from check(config, genesis)
         except (EdgeFLError, OSError) as error:
@@ -78,6 +97,15 @@ def _disk(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
         yield Finding(Level.WARN, "disk", f"only {free} bytes free", "free some space")
     else:
         yield Finding(Level.OK, "disk", f"{free // 2**20} MiB free")
+
+
+def _enrolment(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    """Only of a board that waits for it: a member has a certificate to look at."""
+    waiting = read_waiting(config)
+    if waiting is not None:
+        reason, tries = str(waiting.get("waits_for", "unknown")), waiting.get("tries", 0)
+        cure = next((text for start, text in MEND_ENROLMENT.items() if reason.startswith(start)), "ask the operator")
+        yield Finding(Level.FAIL, "enrolment", f"waits after {tries} tries: {reason}: {waiting.get('text', '')}", cure)
 
 
 def _key(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:

@@ -160,6 +160,9 @@ def test_server_that_is_not_there_yet(tmp_path: Path, config: EnrolmentConfig, b
     board.boot()
     board.until_waiting_for("unreachable")
     assert board.status()["enrolment"]["waits_for"] == "unreachable"
+    doctor = board.command("doctor").stdout
+    assert "fail  enrolment: waits after" in doctor
+    assert "-> check the network, [enrolment] url" in doctor
     with running_site(config, tmp_path) as site:
         board.until_member()
         document, page = shown(site)
