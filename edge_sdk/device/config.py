@@ -17,7 +17,11 @@ from edge_sdk.protocol.messages import Algorithm
 from firmware_profiles.profile import SUFFIX, UnknownBoardError, board_ids, load_profile
 
 BYZANTINE: Final = ("", "signflip", "nullifier", "randomizer", "labelflip", "nan", "scaled")
-BACKENDS: Final = ("onnxruntime", "numpy")
+BACKENDS: Final = (
+    *("onnxruntime", "onnxruntime:cpu", "onnxruntime:cuda", "onnxruntime:tensorrt", "numpy", "litert"),
+    *("torch", "torch:cpu", "torch:cuda"),
+)
+"""Those of ``training.backends``, which an idle device does not load."""
 ALGORITHMS: Final = {"eddsa": Algorithm.EDDSA, "es256": Algorithm.ES256}
 METERS: Final = ("model", "rapl", "ina3221", "ina2xx", "pi5-pmic")
 PROTOCOLS: Final = ("auto", "3.1.1")

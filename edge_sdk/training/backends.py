@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from edge_sdk.errors import ConfigError
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from edge_sdk.training.artifact import Artifact
     from edge_sdk.training.backend import Backend
 
@@ -45,13 +47,31 @@ def load_backend(name: str, artifact: Artifact) -> Backend:
     Raises:
         ConfigError: unknown name, its package is not installed, or it does not find the device.
     """
-    kind, _, device = name.partition(":")
-    if name not in BACKEND_NAMES:
-        raise ConfigError(f"backend {name!r}: expected one of {', '.join(BACKEND_NAMES)}")
-    place = BACKENDS[kind]
-    try:
-        backend_class = getattr(importlib.import_module(place.module), place.name)
-    except ImportError as error:
-        raise ConfigError(f"backend {name!r} cannot be loaded: {error}; pip install '{place.package}'") from error
+    module, device = _import(name)
+    backend_class = getattr(module, BACKENDS[name.partition(":")[0]].name)
     backend: Backend = backend_class(artifact, device=device) if device else backend_class(artifact)
     return backend
+
+
+def describe_backend(name: str) -> str:
+    """What runs it here: the package and its version.
+
+    Raises:
+        ConfigError: as ``load_backend``.
+    """
+    module, device = _import(name)
+    if device:
+        module.check_device(device)
+    return str(module.RUNTIME)
+
+
+def _import(name: str) -> tuple[ModuleType, str]:
+    """The module of a backend, and the device that the name says."""
+    if name not in BACKEND_NAMES:
+        raise ConfigError(f"backend {name!r}: expected one of {', '.join(BACKEND_NAMES)}")
+    kind, _, device = name.partition(":")
+    place = BACKENDS[kind]
+    try:
+        return importlib.import_module(place.module), device
+    except ImportError as error:
+        raise ConfigError(f"backend {name!r} cannot be loaded: {error}; pip install '{place.package}'") from error

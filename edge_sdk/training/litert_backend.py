@@ -6,11 +6,11 @@ last step gave: at the start of a job, after a restored checkpoint, and for an e
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from edge_sdk.errors import ConfigError, TrainingError
+from edge_sdk.errors import TrainingError
 from edge_sdk.training.artifact import LEARNING_RATE, LOGITS, LOSS, SAMPLE_WEIGHT, X, Y
 from edge_sdk.training.backend import NO_MASKS, NO_NOISE
 from edge_sdk.training.litert_signatures import INFER, RESTORE, SAVE, TRAIN, mask_names, state_names
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
     F32 = npt.NDArray[np.float32]
 
+RUNTIME: Final = Interpreter.__module__.partition(".")[0]
+
 
 class LitertBackend:
     """``Backend`` over one lazily built interpreter, on one thread."""
@@ -38,10 +40,10 @@ class LitertBackend:
         """Keep the artifact; nothing is built yet.
 
         Raises:
-            ConfigError: the artifact brings no flatbuffer.
+            TrainingError: the artifact brings no flatbuffer.
         """
         if not artifact.litert:
-            raise ConfigError(
+            raise TrainingError(
                 f"backend litert: artifact {artifact.name} has no flatbuffer; "
                 "build it with flchain model build --target litert --state fp32"
             )

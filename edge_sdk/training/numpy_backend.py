@@ -43,6 +43,7 @@ EXACT_BLOCK: Final = 256
 _STATES_PER_STEP: Final = np.float32(256.0)
 _INT8_MIN, _INT8_MAX = -128, 127
 _UINT8_MAX: Final = np.float32(255.0)
+RUNTIME: Final = f"numpy {np.__version__}"
 
 
 @dataclass(slots=True)

@@ -49,6 +49,22 @@ _PROVIDERS: Final[dict[str, tuple[tuple[str, dict[str, Any]], ...]]] = {
     "cuda": (_CUDA,),
     "tensorrt": (_TENSORRT, _CUDA),
 }
+RUNTIME: Final = f"onnxruntime {onnxruntime.__version__}"
+
+
+def check_device(device: str) -> None:
+    """Look for the providers of a device.
+
+    Raises:
+        ConfigError: this build of the runtime has no such provider.
+    """
+    available = onnxruntime.get_available_providers()
+    missing = [name for name, _ in _PROVIDERS[device] if name not in available]
+    if missing:
+        raise ConfigError(
+            f"backend onnxruntime:{device}: this onnxruntime has {', '.join(available)} and not "
+            f"{', '.join(missing)}; install the build for the board's GPU, or use onnxruntime on the CPU"
+        )
 
 
 class OnnxBackend:
@@ -64,13 +80,7 @@ class OnnxBackend:
         Raises:
             ConfigError: this build of the runtime has no such provider.
         """
-        available = onnxruntime.get_available_providers()
-        missing = [name for name, _ in _PROVIDERS[device] if name not in available]
-        if missing:
-            raise ConfigError(
-                f"backend onnxruntime:{device}: this onnxruntime has {', '.join(available)} and not "
-                f"{', '.join(missing)}; install the build for the board's GPU, or use onnxruntime on the CPU"
-            )
+        check_device(device)
         self._artifact = artifact
         self._device = device
         self._training: onnxruntime.InferenceSession | None = None

@@ -36,6 +36,17 @@ if TYPE_CHECKING:
 
 _INT8_MIN, _INT8_MAX = -128, 127
 _SERIES_RANK = 3
+RUNTIME = f"torch {torch.__version__}"
+
+
+def check_device(device: str) -> None:
+    """Look for a device.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("backend torch:cuda: torch finds no GPU here; expected torch, which is torch:cpu")
 
 
 class TorchBackend:
@@ -51,8 +62,7 @@ class TorchBackend:
         Raises:
             ConfigError: there is no such device.
         """
-        if device == "cuda" and not torch.cuda.is_available():
-            raise ConfigError("backend torch:cuda: torch finds no GPU here; expected torch, which is torch:cpu")
+        check_device(device)
         self._device = torch.device(device)
         self._artifact = artifact
         torch.set_num_threads(1)

@@ -6,8 +6,9 @@ import pytest
 
 from edge_sdk.cli import main
 from edge_sdk.config import example
-from edge_sdk.device.config import SCHEMA, DeviceConfig
+from edge_sdk.device.config import BACKENDS, SCHEMA, DeviceConfig
 from edge_sdk.errors import ConfigError
+from edge_sdk.training.backends import BACKEND_NAMES
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "device.toml"
 MINIMAL = '[device]\nid = "d1"\ntask = "digits"\ndata = "data.npz"\n[[broker]]\nhost = "127.0.0.1"\n'
@@ -76,3 +77,7 @@ def test_run_without_identity_says_what_is_missing(tmp_path: Path, capsys: pytes
     path = write(tmp_path, MINIMAL)
     assert main(["run", "--config", str(path)]) == 2
     assert "genesis_file" in capsys.readouterr().err
+
+
+def test_every_backend_may_be_chosen() -> None:
+    assert set(BACKENDS) == set(BACKEND_NAMES)
