@@ -101,7 +101,7 @@ def _become_member(config: DeviceConfig, arguments: argparse.Namespace) -> bool:
 def _enrol(config: DeviceConfig, arguments: argparse.Namespace) -> int:
     from edge_sdk.adapters.durable_files import make_private_directory
     from edge_sdk.adapters.enrolment import enrol
-    from edge_sdk.device.first_boot import places
+    from edge_sdk.device.first_boot import places, waiting_file
 
     url = _url(config, arguments)
     make_private_directory(config.work_dir)
@@ -117,6 +117,7 @@ def _enrol(config: DeviceConfig, arguments: argparse.Namespace) -> int:
         algorithm=config.algorithm,
         genesis_digest=config.genesis_digest,
     )
+    waiting_file(config).unlink(missing_ok=True)
     _tell(config, membership)
     return 0
 
