@@ -37,6 +37,9 @@ if [ ! -e "$state/.copied" ]; then
         for file in "$seed"/upgrade/*; do
             install -D -m 0644 "$file" "/etc/flchain/${file##*/}"
         done
+        # The first upgrade needs few other wheels than these.
+        install -d -m 0700 /var/lib/flchain-upgrade
+        ln -sfn "$seed/wheels" /var/lib/flchain-upgrade/wheels
         systemctl enable flchain-upgrade.timer
     fi
     sync

@@ -63,6 +63,14 @@ def test_board_refreshes_and_resumes_from_a_miner(publisher: Publisher, service:
     assert mirror.fetch(target, timeout_s=WAIT_S).read_bytes() == WHEEL
     mirror.keep_only([])
     assert not mirror.path(target).exists()
+    at_hand = tmp_path / "board" / "wheels" / target.name
+    at_hand.parent.mkdir()
+    at_hand.write_bytes(WHEEL[::-1])  # the name and the length of the wheel, not its content
+    assert mirror.fetch(target, timeout_s=WAIT_S).read_bytes() == WHEEL
+    mirror.keep_only([])
+    at_hand.write_bytes(WHEEL)
+    (publisher.path / "targets").rename(tmp_path / "gone")
+    assert mirror.fetch(target, timeout_s=WAIT_S).read_bytes() == WHEEL
 
 
 @pytest.mark.parametrize(
