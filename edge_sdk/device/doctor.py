@@ -24,7 +24,7 @@ from edge_sdk.device.findings import Finding, Level
 from edge_sdk.device.first_boot import CLOCK_BUILD_S, read_waiting
 from edge_sdk.device.inbox import Inbox
 from edge_sdk.device.parts import load_genesis
-from edge_sdk.errors import DecodeError, EdgeFLError, InvalidCertificateError
+from edge_sdk.errors import ConfigError, DecodeError, EdgeFLError, InvalidCertificateError
 from edge_sdk.participant.models import check_offer
 from edge_sdk.participant.state import Rules
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
@@ -155,20 +155,14 @@ def _state(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
 
 
 def _backend(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
+    from edge_sdk.training.backends import describe_backend
+
     try:
-        if config.backend == "onnxruntime":
-            import onnxruntime as ort
-
-            version = ort.__version__
-        else:
-            import numpy as np
-
-            version = np.__version__
-    except ImportError as error:
-        text, mend = f"{config.backend} cannot be imported: {error}", "pip install --force-reinstall edge-flchain"
-        yield Finding(Level.FAIL, "backend", text, mend)
-        return
-    yield Finding(Level.OK, "backend", f"{config.backend} {version}")
+        text = describe_backend(config.backend)
+    except ConfigError as error:
+        yield Finding(Level.FAIL, "backend", str(error), "install it, or set [training] backend")
+    else:
+        yield Finding(Level.OK, "backend", text if text.startswith(config.backend) else f"{config.backend}: {text}")
 
 
 def _artifact(config: DeviceConfig, genesis: Genesis | None) -> Iterator[Finding]:
