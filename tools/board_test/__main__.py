@@ -74,9 +74,9 @@ def _play(options: argparse.Namespace, folder: Path) -> dict[str, object]:
         with bench.power_on("boot-1", clock=scenario.CLOCK_OF_A_NEW_BOARD) as board:
             say("first boot: enrolled, trained, installed a certified model", lambda: scenario.first_boot(bench, board))
             say("memory", lambda: scenario.memory(bench, board))
-            cut = say("power cut in the middle of training", lambda: scenario.power_cut(bench, board))
+            say("power cut in the middle of training", lambda: scenario.power_cut(bench, board))
         with bench.power_on("boot-2") as board:
-            say("the board went on", lambda: scenario.after_power_cut(bench, board, cut))
+            say("the board went on", lambda: scenario.after_power_cut(bench, board))
             say("upgraded over the air", lambda: scenario.upgrade(bench, board, software))
             say("a broken release was taken back", lambda: scenario.broken_upgrade(bench, board, software))
             edge.stop()
