@@ -80,7 +80,11 @@ def _measure(arguments: argparse.Namespace) -> int:
         kind, meter = arguments.meter, open_meter(arguments.meter, None, root=arguments.root)
     with tempfile.TemporaryDirectory(prefix="flchain-") as folder:
         plan = Plan(
-            models=(*_artifacts(arguments), *_zoo_models(arguments.zoo, Path(folder))),
+            models=(
+                *_own_model(arguments.config, Path(folder)),
+                *_artifacts(arguments),
+                *_zoo_models(arguments.zoo, Path(folder)),
+            ),
             backend=arguments.backend,
             span_s=arguments.seconds,
             peer=arguments.peer,
@@ -97,6 +101,24 @@ def _measure(arguments: argparse.Namespace) -> int:
         print(f"not measured: {line}", file=sys.stderr)
     print(f"{output}: {len(measured.powers)} power states, {len(measured.steps)} models; flchain boards show {output}")
     return 0
+
+
+def _own_model(config_file: Path | None, folder: Path) -> list[Model]:
+    """What this board trains: its artifact and the installed model, copied, since a running device may replace it."""
+    if config_file is None:
+        return []
+    from edge_sdk.adapters.slots import Slots
+    from edge_sdk.device.config import DeviceConfig
+    from edge_sdk.measure.session import Model
+
+    config = DeviceConfig.load(config_file)
+    slots = Slots(config.slots_dir) if config.slots_dir.is_dir() else None
+    installed = None if slots is None else slots.current()
+    if slots is None or installed is None or not config.artifact_file.is_file():
+        raise ConfigError(f"{config_file}: no model is installed yet: let the device run once, or give --artifact")
+    params = folder / "installed.model.cbor"
+    params.write_bytes(slots.blob(installed))
+    return [Model(config.task, config.artifact_file, params)]
 
 
 def _artifacts(arguments: argparse.Namespace) -> list[Model]:
@@ -146,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("-o", "--output", type=Path, required=True, metavar="FILE.toml", help="new file")
     command.add_argument("--id", type=_board_id, metavar="NAME", help="of the profile (default: my-BOARD)")
     command.add_argument("--like", metavar="BOARD", help="profile whose image route holds here (default: by the model)")
+    command.add_argument("--config", type=Path, metavar="device.toml", help="train what this enrolled board trains")
     command.add_argument(
         "--artifact",
         type=Path,

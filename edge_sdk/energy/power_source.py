@@ -44,6 +44,10 @@ class SampledMeter:
 
     def energy_j(self) -> float:
         """Joules since the first sample."""
+        return self.look()[1]
+
+    def look(self) -> tuple[int, float]:
+        """Time of a new sample in ns, and joules from the first sample to it: the two belong together exactly."""
         with self._lock:
             now_ns, power_w = self._clock.monotonic_ns(), self._source.power_w()
             step_s = (now_ns - self._time_ns) / NS_PER_S
@@ -51,7 +55,7 @@ class SampledMeter:
             self._time_ns, self._power_w = now_ns, power_w
             self.samples += 1
             self.gaps += step_s > GAP_MAX_S
-            return self._energy_j
+            return now_ns, self._energy_j
 
 
 def check_comparable(one: tuple[Scope, EnergyQuality], other: tuple[Scope, EnergyQuality]) -> None:

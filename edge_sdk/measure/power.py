@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from edge_sdk.energy.power_source import SampledMeter
 from edge_sdk.errors import StoreError
 from edge_sdk.ports import Clock, EnergyMeter
 
@@ -53,9 +54,7 @@ class PowerSpan:
 
     def begin(self) -> None:
         """Take the first look, and go on looking."""
-        # The time is read first, as a sampled meter does: a sensor that answers slowly must not shorten the span.
-        self._start_ns = self._clock.monotonic_ns()
-        self._start_j = self._meter.energy_j()
+        self._start_ns, self._start_j = self._look()
         self._thread.start()
 
     def cancel(self) -> None:
@@ -72,12 +71,18 @@ class PowerSpan:
         self.cancel()
         if self._failure is not None:
             raise self._failure
-        span_s = (self._clock.monotonic_ns() - self._start_ns) / NS_PER_S
-        energy_j = self._meter.energy_j() - self._start_j
+        end_ns, end_j = self._look()
+        span_s, energy_j = (end_ns - self._start_ns) / NS_PER_S, end_j - self._start_j
         if energy_j <= 0 or span_s <= 0:
             raise StoreError(f"meter shows {energy_j:g} J in {span_s:.1f} s: expected more than nothing")
         quality = self._meter.quality.name.lower()
         return MeanPower(energy_j / span_s, span_s, self._samples + 2, self._meter.scope.value, quality)
+
+    def _look(self) -> tuple[int, float]:
+        """Time and energy: of the sample itself where the meter samples, so that no delay comes between them."""
+        if isinstance(self._meter, SampledMeter):
+            return self._meter.look()
+        return self._clock.monotonic_ns(), self._meter.energy_j()
 
     def _sample(self) -> None:
         while not self._stopping.wait(SAMPLE_S):

@@ -57,5 +57,5 @@ def test_rate_and_transmit_power_of_a_link(tmp_path: Path) -> None:
     for figure in document["link"].values():
         assert figure["value"] > 1
         assert "lan0" in figure["condition"]
-    assert document["power"]["transmit_w"]["value"] == pytest.approx(5.04 * 0.96, rel=0.05)
+    assert document["power"]["transmit_w"]["value"] == pytest.approx(5.04 * 0.96, rel=1e-4)
     assert not any("link" in line for line in document["measurement"]["missing"])
