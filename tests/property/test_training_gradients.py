@@ -8,12 +8,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.calibration import calibrate
 from coordinator.authoring.zoo import genesis_params
 from edge_sdk.errors import TrainingError
 from edge_sdk.training.backend import Batch
+from edge_sdk.training.grids import NO_GRIDS
 from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, check_network
 from edge_sdk.training.quantize import dequantize
+from edge_sdk.training.rounding_noise import RoundingNoise
 from edge_sdk.training.trainer import Trainer
+from edge_sdk.training.update_rule import UpdateRule
 
 CLASSES = 3
 
@@ -137,6 +141,46 @@ def test_int8_step_is_the_oracle_and_follows_the_float_step(network: Network, si
     assume(np.linalg.norm(float_step) > 1e-3)
     assert float_step @ int8_step > 0.75 * np.linalg.norm(float_step) * np.linalg.norm(int8_step)
     assert np.linalg.norm(int8_step) == pytest.approx(np.linalg.norm(float_step), rel=0.4)
+
+
+@st.composite
+def rules(draw: st.DrawFn) -> UpdateRule:
+    return UpdateRule(
+        momentum=draw(st.sampled_from((0.0, 0.5, 0.875))),
+        clip_norm=draw(st.sampled_from((0.0, 0.125, 8.0))),
+        prox=draw(st.sampled_from((0.0, 0.25))),
+    )
+
+
+@settings(max_examples=25)
+@given(
+    network=networks(),
+    size=st.integers(1, 5),
+    scheme=st.sampled_from(Scheme),
+    rule=rules(),
+    is_calibrated=st.booleans(),
+)
+def test_any_rule_on_any_network_is_the_oracle(
+    network: Network, size: int, scheme: Scheme, rule: UpdateRule, *, is_calibrated: bool
+) -> None:
+    """Two steps, so that velocities and bases count; a rounding that tips may move a state by little."""
+    params = genesis_params(network.tensors, seed=size)
+    batch = batch_for(network, size)
+    grids = calibrate(network, params, batch.x) if is_calibrated and scheme is not Scheme.FP32 else NO_GRIDS
+    artifact = build_artifact("drawn", network, batch=size, scheme=scheme, rule=rule, grids=grids)
+    graph, oracle = (Trainer(artifact, backend=name) for name in ("onnxruntime", "numpy"))
+    noise = RoundingNoise(artifact, rng=np.random.default_rng(size))
+    for trainer in (graph, oracle):
+        trainer.load(params)
+        for step in range(2):
+            trainer._states, _ = trainer._backend.step(
+                batch, 0.05, trainer._states, trainer._scales, {}, noise.draw(step)
+            )
+    assert graph._states.keys() == oracle._states.keys()
+    for name, value in oracle._states.items():
+        largest = float(np.abs(value.astype(np.float64)).max(initial=0.0))
+        allowed = 2e-5 if value.dtype == np.float32 else 2 + 0.02 * largest
+        assert np.abs(graph._states[name].astype(np.float64) - value).max(initial=0.0) <= allowed
 
 
 @settings(max_examples=25)
