@@ -3,6 +3,7 @@
 Real processes throughout: device, service manager, updater, broker, web server; the releases are wheels of this client.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,18 @@ from tests.support.upgrade_board import Site, Wheels
 pytestmark = [pytest.mark.network, pytest.mark.fault]
 
 DAY_S = 86_400
+READ_ONLY_ROOT = """
+set -eu
+mkdir -p "$1/root"
+mount --rbind / "$1/root"
+mount -o remount,bind,ro "$1/root"
+mount --bind "$1" "$1/root$1"
+root=$1/root
+shift
+echo inside
+if touch "$root/written" 2>/dev/null; then echo writable; fi
+exec chroot "$root" "$@"
+"""
 
 
 def check_old_runs(site: Site, version: str = "0.1.0") -> None:
@@ -172,3 +185,18 @@ def test_rotated_keys_and_a_second_server(site: Site, wheels: Wheels, tmp_path: 
         done = site.board.upgrade()
     assert "is installed" in done.stdout
     assert "valid signatures" in done.stderr
+
+
+@pytest.mark.slow
+def test_root_that_is_read_only(site: Site, wheels: Wheels) -> None:
+    """The updater, and the device that it starts, in a system where only the board's own folder can be written."""
+    if os.geteuid():
+        pytest.skip("not root: no mount namespace")
+    site.publisher.release(wheels["0.2.0"])
+    prefix = ("unshare", "-m", "sh", "-c", READ_ONLY_ROOT, "sh", str(site.board.folder))
+    done = site.board.upgrade(prefix=prefix)
+    if not done.stdout.startswith("inside\n"):
+        pytest.skip(f"no mount namespace: {done.stderr[-200:]}")
+    assert "writable" not in done.stdout
+    assert "release 1 (0.2.0) is committed" in done.stdout, done.stderr
+    site.board.wait_connected("0.2.0")

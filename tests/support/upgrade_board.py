@@ -62,8 +62,10 @@ class Board:
             f"[trial]\nhealthy_s = {healthy_s}\nlimit_s = {limit_s}\nquiet_wait_s = {quiet_wait_s}\n"
         )
 
-    def upgrade(self, *, failpoint: str = "", clock_offset_s: int = 0) -> subprocess.CompletedProcess[str]:
-        """One pass of the updater, from the committed environment."""
+    def upgrade(
+        self, *, failpoint: str = "", clock_offset_s: int = 0, prefix: tuple[str, ...] = ()
+    ) -> subprocess.CompletedProcess[str]:
+        """One pass of the updater, from the committed environment; ``prefix`` is a program that runs it."""
         program = self.environments.folder / COMMITTED / "bin" / "flchain"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")} | {
             "FLCHAIN_FAILPOINT": failpoint,
@@ -71,7 +73,7 @@ class Board:
             "OMP_NUM_THREADS": "1",
         }
         return subprocess.run(
-            [str(program), "device", "upgrade", "--config", str(self.config)],
+            [*prefix, str(program), "device", "upgrade", "--config", str(self.config)],
             env=environment,
             capture_output=True,
             text=True,
