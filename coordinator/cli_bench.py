@@ -20,6 +20,7 @@ from coordinator.training_bench import STEPS_PER_ROUND, Row, Subject, measure
 from edge_sdk.adapters.durable_files import write_file
 from edge_sdk.errors import ConfigError, EdgeFLError
 from edge_sdk.training.artifact import Artifact
+from edge_sdk.training.backends import BACKEND_NAMES
 from edge_sdk.training.network import Scheme
 
 BACKENDS: Final = ("onnxruntime", "numpy", "litert", "torch")
@@ -46,7 +47,8 @@ The step that is timed is the backend's, on batches that are ready. Each backend
 thread; the processes take turns. A backend that is not installed is left out, and said so.
 
 Report: a JSON list of rows. step_ms_median: median step in ms. ratio_to_torch_fp32, ratio_to_own_fp32: median of the
-paired ratios of the rounds to torch's and to the backend's own float32 step, null where that did not run.
+paired ratios of the rounds to torch's and to the backend's own float32 step, in processor time (by the clock with a
+GPU), null where that did not run.
 peak_rss_mib: largest resident memory of the process. loss_after: mean loss of the last steps, equal for backends that
 compute the same.
 """
@@ -186,10 +188,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument(
         "--backends",
-        type=_names(BACKENDS),
+        type=_names(BACKEND_NAMES),
         default=list(BACKENDS),
         metavar="NAME,...",
-        help=f"out of {','.join(BACKENDS)} (default: all)",
+        help=f"out of {', '.join(BACKEND_NAMES)} (default: {','.join(BACKENDS)})",
     )
     train.add_argument(
         "--schemes",

@@ -1,8 +1,9 @@
 """Times training steps: one process per backend and scheme, which take turns on one thread each.
 
-What is compared lies next to each other in time: in each round every process takes as many steps, and a ratio
-is the median over the rounds of (median step of the one / median step of the other). A process of its own per backend
-also gives each backend's memory, without the others'.
+What is compared lies next to each other in time: in each round every process takes as many steps, and a ratio is the
+median over the rounds of (median step of the one / median step of the other), both in the processor's time of their
+process, where no GPU is part of it: other programs disturb that less than the time of a clock. A process of its own per
+backend also gives each backend's memory, without the others'.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edge_sdk.errors import ConfigError, TrainingError
 STEPS_PER_ROUND: Final = 10
 _METER: Final = "edge_sdk.adapters.training_meter"
 _ONE_THREAD: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+GPUS: Final = (":cuda", ":tensorrt")
 _NS_PER_MS: Final = 1e6
 _END_S: Final = 10.0
 REFERENCE: Final = ("torch", "fp32")
@@ -46,7 +48,7 @@ class Row:
     scheme: str
     step_ms_median: float
     ratio_to_torch_fp32: float | None
-    """Median of paired ratios; None without torch."""
+    """Median of paired ratios of processor time; None without torch."""
     ratio_to_own_fp32: float | None
     """To the same backend's float32 step; None where that was not measured."""
     peak_rss_mib: float
@@ -61,8 +63,15 @@ class _Runner:
     subject: Subject
     process: subprocess.Popen[str]
     rounds_ns: list[list[int]] = field(default_factory=list)
+    """By the clock, in turns."""
+    rounds_cpu_ns: list[list[int]] = field(default_factory=list)
     loss: float = 0.0
     peak_rss_mib: float = 0.0
+
+    @property
+    def is_on_gpu(self) -> bool:
+        """Whether processor time leaves out a part of the step."""
+        return self.subject.backend.endswith(GPUS)
 
     def hear(self) -> dict[str, Any]:
         """The next answer.
@@ -87,6 +96,7 @@ class _Runner:
         self.process.stdin.flush()
         answer = self.hear()
         self.rounds_ns.append(answer["step_ns"])
+        self.rounds_cpu_ns.append(answer["cpu_ns"])
         self.loss = answer["loss"]
 
     def stop(self) -> None:
@@ -170,5 +180,8 @@ def _ratio(runner: _Runner, other: _Runner | None) -> float | None:
     """Median over the rounds of the ratio of median steps."""
     if other is None:
         return None
-    pairs = zip(runner.rounds_ns, other.rounds_ns, strict=True)
+    if runner.is_on_gpu or other.is_on_gpu:
+        pairs = zip(runner.rounds_ns, other.rounds_ns, strict=True)
+    else:
+        pairs = zip(runner.rounds_cpu_ns, other.rounds_cpu_ns, strict=True)
     return median(median(own) / median(reference) for own, reference in pairs)

@@ -4,7 +4,9 @@
 one line of JSON each, so that whoever started several of them can let them take turns:
 
     (start)   {"loss": null, "peak_rss_mib": ...}
-    steps N   {"step_ns": [...], "loss": mean of the last pass over the batches, "peak_rss_mib": ...}
+    steps N   {"step_ns": [...], "cpu_ns": [...], "loss": mean of the last pass over the batches, "peak_rss_mib": ...}
+
+``cpu_ns`` is processor time of the process, which load on the machine disturbs less than the time of the clock.
 
 An error is ``{"error": text}``, and the end. The examples are drawn from a seed: every backend sees the same ones. They
 are ready as float32 before the clock starts, so that a step is the backend's and nothing else's.
@@ -106,26 +108,27 @@ class TrainingMeter:
         self._steps_done = 0
         self.steps(1)
 
-    def steps(self, count: int) -> tuple[list[int], float]:
+    def steps(self, count: int) -> dict[str, object]:
         """Take steps.
 
         Returns:
-            The time of each in ns, and the mean loss of the last ones, as many as there are batches.
+            What is answered: of each step the time by clock and processor, and the mean loss of the last ones, as many
+            as there are batches.
 
         Raises:
             NonFiniteError: the loss is no number.
         """
         import numpy as np
 
-        marks = [0] * (count + 1)
+        marks = [(0, 0)] * (count + 1)
         losses = [0.0] * count
         first = self._steps_done
 
         def note(done: int, loss: float) -> None:
-            marks[done - first] = time.perf_counter_ns()
+            marks[done - first] = time.perf_counter_ns(), time.process_time_ns()
             losses[done - first - 1] = loss
 
-        marks[0] = time.perf_counter_ns()
+        marks[0] = time.perf_counter_ns(), time.process_time_ns()
         self._trainer.train(
             ReadyBatches(self._batches),
             steps=first + count,
@@ -136,7 +139,8 @@ class TrainingMeter:
         )
         self._steps_done += count
         last = losses[-len(self._batches) :]
-        return [end - start for start, end in pairwise(marks)], sum(last) / len(last)
+        step_ns, cpu_ns = ([end[k] - start[k] for start, end in pairwise(marks)] for k in range(2))
+        return {"step_ns": step_ns, "cpu_ns": cpu_ns, "loss": sum(last) / len(last)}
 
 
 def main(argv: Sequence[str]) -> int:
@@ -151,8 +155,7 @@ def main(argv: Sequence[str]) -> int:
             if command != "steps" or not number.isdecimal() or not 1 <= int(number) <= STEPS_MAX:
                 _say({"error": f"command {line.strip()[:40]!r}: expected steps 1..{STEPS_MAX}"})
                 return 1
-            step_ns, loss = meter.steps(int(number))
-            _answer(loss=loss, step_ns=step_ns)
+            _answer(**meter.steps(int(number)))
     except NonFiniteError as error:
         _say({"error": f"training diverged: {error}"})
         return 1
