@@ -14,6 +14,7 @@ from edge_sdk.device.job import MadeUpdate, PinnedBase, StoppedError
 from edge_sdk.device.parts import Parts
 from edge_sdk.errors import DecodeError, StoreError, TrainingError, TransportError
 from edge_sdk.participant import events as e
+from edge_sdk.protocol.digest import sha256
 from edge_sdk.protocol.ids import Digest
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 
@@ -134,12 +135,14 @@ class Tasks:
         return lambda: None if self._stopping.is_set() else function()
 
     def _fetch_artifact(self, urls: tuple[str, ...]) -> None:
-        """Bring the artifact that genesis names, where the image did not hold it."""
+        """Bring the artifact that genesis names, where the board does not hold it, or holds another one."""
         path = self._config.artifact_file
-        if path.exists():
-            return
-        part = path.with_name(path.name + ".part")
         digest, size = self._genesis.artifact_digest, self._genesis.artifact_bytes
+        if path.exists():
+            if path.stat().st_size <= ARTIFACT_BYTES_MAX and sha256(path.read_bytes()) == digest:
+                return
+            log.warning("%s is not the artifact that genesis names: fetched anew", path)
+        part = path.with_name(path.name + ".part")
         with self._record.measure("fetch_artifact") as span:
             try:
                 if size is None:  # a genesis of before, without the length: a board cannot ask for chunks of it

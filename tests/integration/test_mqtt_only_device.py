@@ -92,14 +92,17 @@ def test_each_byte_of_a_model_comes_once(site: tuple[RealFleet, LossyLink]) -> N
     assert arrived <= (len(fetched) + 1 + len(LOST)) * chunks_per_model + 1
 
 
-def test_an_artifact_that_was_lost_comes_again(site: tuple[RealFleet, LossyLink]) -> None:
+@pytest.mark.parametrize("is_damaged", [False, True], ids=["lost", "damaged"])
+def test_an_artifact_that_is_not_there_comes_again(site: tuple[RealFleet, LossyLink], *, is_damaged: bool) -> None:
     fleet, _ = site
     fleet.until_merged_again(DEVICE)
     path = fleet.devices[DEVICE].folder / "artifact.flm"
     before = path.read_bytes()
-    path.unlink()
-    fleet.until(path.exists, "the artifact is there again")
-    assert path.read_bytes() == before
+    if is_damaged:
+        path.write_bytes(before[:-1] + b"!")
+    else:
+        path.unlink()
+    fleet.until(lambda: path.exists() and path.read_bytes() == before, "the artifact is there again")
     status, findings = fleet.doctor(DEVICE)
     assert f"ok    artifact: {path}, signed by nobody" in findings
     assert status == 0, findings
