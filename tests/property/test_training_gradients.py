@@ -152,7 +152,7 @@ def rules(draw: st.DrawFn) -> UpdateRule:
     )
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     network=networks(),
     size=st.integers(1, 5),
@@ -179,7 +179,8 @@ def test_any_rule_on_any_network_is_the_oracle(
     assert graph._states.keys() == oracle._states.keys()
     for name, value in oracle._states.items():
         largest = float(np.abs(value.astype(np.float64)).max(initial=0.0))
-        allowed = 2e-5 if value.dtype == np.float32 else 2 + 0.02 * largest
+        is_float = value.dtype == np.float32
+        allowed = (2e-5 if scheme is Scheme.FP32 else 2e-3) if is_float else 2 + 0.02 * largest
         assert np.abs(graph._states[name].astype(np.float64) - value).max(initial=0.0) <= allowed
 
 
