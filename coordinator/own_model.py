@@ -92,6 +92,8 @@ def fit_targets(artifact: Artifact, data: TargetData, *, model: Path) -> TargetD
         ConfigError: input or target shape differs; the text names both sides.
     """
     network = artifact.network
+    if network.is_classifier:
+        raise ConfigError(f"--model {model} is a classifier: expected a regression, since the data has float targets")
     _check_input(network.input_shape, data.input_shape, model)
     if data.target_count != network.class_count:
         has = f"the data has {data.target_count}"

@@ -37,6 +37,7 @@ CONTRACT: Final[Mapping[str, Any]] = {
     "model_version": Kind.COUNT,
     "blocks": Kind.COUNT,
     "blocks_by_cause": {"tau": Kind.COUNT, "size": Kind.COUNT},
+    "measure": Kind.TEXT,
     "accuracy_initial": Kind.NUMBER,
     "accuracy_final": Kind.NUMBER,
     "accuracy_curve": Kind.CURVE,

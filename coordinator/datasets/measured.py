@@ -41,6 +41,11 @@ class MeasuredData:
         """Numbers per target."""
         return int(self.y_train.shape[1])
 
+    @property
+    def class_count(self) -> int:
+        """Outputs of a network for it, by the name that labelled data have."""
+        return self.output_count
+
 
 def check_measured(data: MeasuredData, *, place: str) -> MeasuredData:
     """Refuse what no network could learn from, naming the array and the row.

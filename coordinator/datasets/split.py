@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from coordinator.datasets.labelled import LabelledData
 from coordinator.datasets.partition import Indices, Partition, deal
+from coordinator.datasets.task import TaskData, classes_of
 from edge_sdk.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ class Split:
 
 
 def split(
-    data: LabelledData,
+    data: TaskData,
     *,
     miners: int,
     devices: int,
@@ -40,11 +40,11 @@ def split(
     if partition.method == "natural" and data.groups is not None:
         held, folds = _folds_of_owners(data.groups, miners, devices, fold_examples, rng)
     else:
-        folds = _stratified_folds(data.y_train, miners, fold_examples, rng)
+        folds = _stratified_folds(classes_of(data), miners, fold_examples, rng)
         held = np.concatenate(folds)
     rest = np.setdiff1d(np.arange(len(data.y_train)), held)
     groups = None if data.groups is None else data.groups[rest]
-    shares = [rest[share] for share in deal(data.y_train[rest], groups, partition, devices, rng)]
+    shares = [rest[share] for share in deal(classes_of(data)[rest], groups, partition, devices, rng)]
     everything = np.concatenate([*folds, *shares])
     assert len(np.unique(everything)) == len(everything), "folds and shares overlap"
     return Split(tuple(folds), tuple(shares))

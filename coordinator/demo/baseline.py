@@ -9,6 +9,7 @@ import numpy as np
 
 from coordinator.authoring.builder import build_artifact
 from coordinator.datasets.labelled import LabelledData
+from coordinator.datasets.task import TaskData, quality
 from edge_sdk.errors import NonFiniteError
 from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.dataset import ArrayDataset
@@ -30,6 +31,7 @@ class Baseline:
     """Centralized training: accuracy on the test set at the epoch that the held-out training data chose."""
 
     accuracy: float
+    """Or what ``measure_of`` says."""
     epochs: int
     lr: float
     train_n: int
@@ -37,7 +39,7 @@ class Baseline:
 
 
 def train_baseline(
-    data: LabelledData, network: Network, params: ModelParams, *, seed: int, epochs_max: int = EPOCHS_MAX
+    data: TaskData, network: Network, params: ModelParams, *, seed: int, epochs_max: int = EPOCHS_MAX
 ) -> Baseline:
     """Train to the plateau with each learning rate and return the run with the smallest held-out loss.
 
@@ -48,7 +50,7 @@ def train_baseline(
 
 
 def _train(
-    data: LabelledData, network: Network, params: ModelParams, lr: float, *, seed: int, epochs_max: int
+    data: TaskData, network: Network, params: ModelParams, lr: float, *, seed: int, epochs_max: int
 ) -> tuple[float, Baseline]:
     """Return the best held-out loss and the baseline at that epoch."""
     rng = np.random.default_rng([seed, 1])
@@ -58,7 +60,11 @@ def _train(
     trainer.load(params)
     start = dequantize(params)
     dataset = ArrayDataset(
-        data.x_train[used], data.y_train[used], input_shape=data.input_shape, class_count=data.class_count
+        data.x_train[used],
+        data.y_train[used],
+        input_shape=data.input_shape,
+        class_count=data.class_count,
+        has_labels=isinstance(data, LabelledData),
     )
     steps_per_epoch = -(-len(used) // BATCH)
     patience_epochs = min(max(PATIENCE_STEPS // steps_per_epoch, PATIENCE_EPOCHS_MIN), PATIENCE_EPOCHS_MAX)
@@ -72,7 +78,7 @@ def _train(
         values = {name: start[name] + moved for name, moved in trainer.delta().items()}
         loss = trainer.evaluate(values, data.x_train[held], data.y_train[held]).loss_mean
         if loss < best_loss:
-            accuracy = trainer.evaluate(values, data.x_test, data.y_test).accuracy
+            accuracy = quality(trainer, values, data)
             best_loss = loss
             best = Baseline(accuracy=accuracy, epochs=epoch, lr=lr, train_n=len(used), test_n=len(data.y_test))
         elif epoch - best.epochs >= patience_epochs:

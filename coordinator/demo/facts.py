@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
+from coordinator.datasets.task import measure_of
 from coordinator.demo.auditor import LEDGER, audit
 from coordinator.demo.baseline import Baseline
 from coordinator.demo.founding import Fleet
@@ -66,6 +67,7 @@ def gather_facts(
         wall_s=0.0,
         start_ns=start_ns,
         curve=[(point.seconds, point.version, point.accuracy) for point in curve],
+        measure=measure_of(fleet.material.data),
         codec=str(options.codec),
         parameter_count=sum(math.prod(tensor.shape) for tensor in fleet.material.params.tensors),
         baseline=baseline,

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.demo.layout import DevicePlace, Role
-from coordinator.demo.observer import Point, SeenBlock
+from coordinator.demo.observer import Progress, SeenBlock
 from coordinator.demo.supervisor import RunState
 from coordinator.demo.watch import DeviceView
 
@@ -117,7 +117,7 @@ def summary(state: RunState) -> str:
     accuracy = f"{progress.curve[-1].accuracy:.3f}" if progress.curve else "-"
     return (
         f"version {progress.version}, blocks {len(progress.blocks)} (size {causes['size']}, tau {causes['tau']}),"
-        f" merged {merged}, refused {refused}, pending {progress.pending}, accuracy {accuracy}"
+        f" merged {merged}, refused {refused}, pending {progress.pending}, {progress.measure} {accuracy}"
     )
 
 
@@ -126,16 +126,16 @@ def draw(devices: tuple[DevicePlace, ...], state: RunState, *, title: str) -> Pa
     head = Text(f"{state.elapsed_s:5.1f} s   {state.stage} (training until {state.limit_s:.0f} s)\n{summary(state)}")
     events = Text("\n".join(f"{event.seconds:5.1f} s  {event.text}" for event in state.events[-EVENTS_SHOWN:]), "dim")
     parts: tuple[Text | Table, ...] = (head, _devices_table(devices, state), _blocks_table(state.progress.blocks))
-    return Panel(Group(*parts, Text(sparkline(state.progress.curve), "green"), events), title=title)
+    return Panel(Group(*parts, Text(sparkline(state.progress), "green"), events), title=title)
 
 
-def sparkline(curve: tuple[Point, ...]) -> str:
-    """The accuracy curve in one line of text, from 0 to 1."""
-    if not curve:
+def sparkline(progress: Progress) -> str:
+    """The curve in one line of text, from 0 to 1; below 0 counts as 0."""
+    if not progress.curve:
         return ""
-    points = curve[-CURVE_WIDTH:]
-    bars = "".join(_BARS[round(point.accuracy * (len(_BARS) - 1))] for point in points)
-    return f"accuracy {bars} {points[-1].accuracy:.3f} (version {points[-1].version})"
+    points = progress.curve[-CURVE_WIDTH:]
+    bars = "".join(_BARS[round(max(0.0, point.accuracy) * (len(_BARS) - 1))] for point in points)
+    return f"{progress.measure} {bars} {points[-1].accuracy:.3f} (version {points[-1].version})"
 
 
 def _devices_table(devices: tuple[DevicePlace, ...], state: RunState) -> Table:

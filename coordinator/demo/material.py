@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,14 +11,18 @@ import numpy.typing as npt
 
 from coordinator.authoring import zoo
 from coordinator.datasets.arrays import load_npz
+from coordinator.datasets.beijing import load_beijing
 from coordinator.datasets.digits import load_digits
 from coordinator.datasets.hapt import load_hapt
 from coordinator.datasets.idx import PIXEL_MAX, load_idx
 from coordinator.datasets.labelled import Features, LabelledData
+from coordinator.datasets.skab import load_skab
 from coordinator.datasets.split import Split, split
+from coordinator.datasets.targets import TargetData
+from coordinator.datasets.task import TaskData
 from coordinator.demo.layout import DevicePlace, MinerPlace
 from coordinator.demo.options import Options
-from coordinator.own_model import fit_data, is_artifact_file, load_own_model
+from coordinator.own_model import fit_data, fit_targets, is_artifact_file, load_own_model
 from edge_sdk.errors import ConfigError
 from edge_sdk.protocol.messages import ModelParams
 from edge_sdk.training.artifact import Artifact
@@ -28,7 +32,7 @@ from edge_sdk.training.artifact import Artifact
 class Material:
     """Data and model, in memory."""
 
-    data: LabelledData
+    data: TaskData
     split: Split
     artifact: Artifact
     params: ModelParams
@@ -57,7 +61,7 @@ def gather(options: Options) -> Material:
     return Material(data=data, split=parts, artifact=artifact, params=params)
 
 
-def load_data_and_model(options: Options) -> tuple[LabelledData, Artifact, ModelParams]:
+def load_data_and_model(options: Options) -> tuple[TaskData, Artifact, ModelParams]:
     """Data set, artifact and version 0 of a run.
 
     Raises:
@@ -67,7 +71,7 @@ def load_data_and_model(options: Options) -> tuple[LabelledData, Artifact, Model
     if is_artifact_file(options.model):
         path = Path(options.model)
         own = load_own_model(path)
-        return fit_data(own.artifact, data, model=path), own.artifact, own.params
+        return _fitted(own.artifact, data, path), own.artifact, own.params
     artifact, params = zoo.build(
         options.model,
         data.input_shape,
@@ -88,7 +92,14 @@ def write_examples(material: Material, miners: Sequence[MinerPlace], devices: Se
         _write(device.data, data, rows)
 
 
-def load_data(options: Options) -> LabelledData:
+def _fitted(artifact: Artifact, data: TaskData, model: Path) -> TaskData:
+    if isinstance(data, LabelledData):
+        return fit_data(artifact, data, model=model)
+    fit_targets(artifact, TargetData(data.x_train, data.y_train), model=model)
+    return data
+
+
+def load_data(options: Options) -> TaskData:
     """Read the data set that the options name.
 
     Raises:
@@ -97,11 +108,17 @@ def load_data(options: Options) -> LabelledData:
     if options.dataset == "digits":
         return load_digits()
     assert options.data is not None, options.dataset
-    load = {"idx": load_idx, "hapt": load_hapt, "npz": load_npz}[options.dataset]
-    return load(options.data)
+    load: dict[str, Callable[[Path], TaskData]] = {
+        "idx": load_idx,
+        "hapt": load_hapt,
+        "npz": load_npz,
+        "beijing": load_beijing,
+        "skab": load_skab,
+    }
+    return load[options.dataset](options.data)
 
 
-def _write(path: Path, data: LabelledData, rows: npt.NDArray[np.int64]) -> None:
+def _write(path: Path, data: TaskData, rows: npt.NDArray[np.int64]) -> None:
     # Stored, not compressed: the device maps it instead of holding it.
     np.savez(path, x=_narrow(data.x_train[rows]), y=data.y_train[rows])
 

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import httpx
 
-from coordinator.datasets.labelled import LabelledData
+from coordinator.datasets.task import ACCURACY, TaskData, measure_of, quality
 from edge_sdk.errors import EdgeFLError, SignatureError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.certificate import verify_certificate
@@ -54,7 +54,7 @@ class SeenBlock:
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """Accuracy of one certified version on the test set."""
+    """Accuracy of one certified version on the test set, or what ``Progress.measure`` says."""
 
     seconds: float
     version: int
@@ -65,6 +65,8 @@ class Point:
 class Progress:
     """What has been seen so far."""
 
+    measure: str = ACCURACY
+    """What the curve shows."""
     version: int = 0
     height: int = 0
     pending: int = 0
@@ -79,7 +81,7 @@ class Observer:
     """A thread that polls the miners. Read ``progress`` at any time."""
 
     def __init__(
-        self, urls: Sequence[str], *, genesis: Genesis, artifact: Artifact, data: LabelledData, origin_s: float
+        self, urls: Sequence[str], *, genesis: Genesis, artifact: Artifact, data: TaskData, origin_s: float
     ) -> None:
         """Prepare.
 
@@ -99,7 +101,7 @@ class Observer:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="observer", daemon=True)
         self._next_evaluation_s = 0.0
-        self.progress = Progress()
+        self.progress = Progress(measure=measure_of(data))
 
     def start(self) -> None:
         """Begin to poll."""
@@ -117,8 +119,7 @@ class Observer:
 
     def evaluate(self, params: ModelParams, version: int, seconds: float) -> None:
         """Append one point to the curve."""
-        result = self._trainer.evaluate(params, self._data.x_test, self._data.y_test)
-        point = Point(seconds, version, result.accuracy)
+        point = Point(seconds, version, quality(self._trainer, params, self._data))
         self.progress = replace(self.progress, version=version, curve=(*self.progress.curve, point))
 
     def look(self, *, is_last: bool = False) -> None:

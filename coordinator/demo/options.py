@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from coordinator.authoring.zoo import CLASSIFIERS
+from coordinator.authoring.zoo import MODELS, RECIPES
 from coordinator.codec_choice import EXPECTED, INT8, CodecChoice, parse_codec
 from coordinator.datasets.partition import Partition, parse_partition
 from coordinator.demo.presets import (
     DATASETS,
+    MEASURED,
     PRESETS,
     QUICK_BLOCK_SIZE,
     QUICK_DEVICES,
@@ -72,7 +73,7 @@ class Options:
     rounds: int | None
     """Stop at this model version."""
     target: float | None
-    """Stop at this accuracy."""
+    """Stop at this accuracy, R2 or AUC."""
     seed: int
     personal: float | str | None
     """Share of own parameters in personal models; ``SEARCH``: each device finds it; None: no personal models."""
@@ -120,6 +121,7 @@ def parse(argv: Sequence[str]) -> Options:
     byzantine = _byzantine(found.byzantine, devices)
     _check_attack(byzantine, codec)
     _check_data(found.dataset, found.data)
+    _check_task(found.dataset, found.model, byzantine, found.personal)
     _check_report(found.report)
     return Options(
         dataset=found.dataset,
@@ -155,12 +157,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", choices=DATASETS, default="digits", help="what is learned (default: digits)")
-    add("--data", type=Path, metavar="PATH", help="folder (idx, hapt) or file (npz) of the data set")
+    add("--data", type=Path, metavar="PATH", help="folder (idx, hapt, beijing, skab) or file (npz) of the data set")
     add(
         "--model",
         type=_model,
         metavar="MODEL",
-        help=f"{', '.join(CLASSIFIERS)}, or an artifact of yours: NAME.flm (default: by data set)",
+        help=f"{', '.join(MODELS)}, or an artifact of yours: NAME.flm (default: by data set)",
     )
     add("--devices", type=_whole, metavar="N", help="device processes (default: by data set, digits 12)")
     add("--miners", type=_whole, default=4, metavar="N", help="miner processes (default: 4)")
@@ -181,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--board", choices=board_ids(), default="rpi-4b", help="profile that energy is modelled with", metavar="BOARD")
     add("--max-seconds", type=_number, metavar="S", help="wall time of the whole command")
     add("--rounds", type=_whole, metavar="N", help="stop at this model version")
-    add("--target", type=_number, metavar="A", help="stop at this accuracy (0..1)")
+    add("--target", type=_number, metavar="A", help="stop at this accuracy (0..1); of measurements R2 or AUC")
     add("--seed", type=_whole, default=1, metavar="N", help="split, model and training order (default: 1)")
     add("--broker", choices=BROKERS, default="auto", help="auto: mosquitto if installed, else embedded")
     add("--quick", action="store_true", help="small and short: for a first look and for tests")
@@ -192,8 +194,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _model(text: str) -> str:
-    if text not in CLASSIFIERS and not is_artifact_file(text):
-        expected = f"expected one of {', '.join(CLASSIFIERS)}, or NAME.flm of flchain model build"
+    if text not in MODELS and not is_artifact_file(text):
+        expected = f"expected one of {', '.join(MODELS)}, or NAME.flm of flchain model build"
         raise argparse.ArgumentTypeError(f"{text[:60]!r}: {expected}")
     return text
 
@@ -273,6 +275,18 @@ def _check_data(dataset: str, data: Path | None) -> None:
         raise ConfigError(f"--data {data}: no such file: expected an .npz with arrays x and y")
     if dataset != "npz" and not data.is_dir():
         raise ConfigError(f"--data {data}: no such folder: expected that of the data set")
+
+
+def _check_task(dataset: str, model: str | None, byzantine: Byzantine, personal: str | None) -> None:
+    """A network must fit the targets; what needs labels is refused where the targets are numbers."""
+    is_measured = dataset in MEASURED
+    if model in RECIPES and RECIPES[model].is_classifier == is_measured:
+        fitting = ", ".join(name for name, recipe in RECIPES.items() if recipe.is_classifier != is_measured)
+        raise ConfigError(f"--model {model} with --dataset {dataset}: expected one of {fitting}, or NAME.flm")
+    if is_measured and byzantine.kind == "labelflip" and byzantine.count:
+        raise ConfigError(f"--byzantine {byzantine} with --dataset {dataset}: there are no labels to flip")
+    if is_measured and personal is not None:
+        raise ConfigError(f"--personal {personal} with --dataset {dataset}: personal models are judged by labels")
 
 
 def _check_report(report: Path | None) -> None:

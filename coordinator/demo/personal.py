@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from coordinator.datasets.labelled import LabelledData
 from coordinator.demo.layout import Role
 from edge_sdk.adapters.personal_file import PersonalFile
 from edge_sdk.adapters.slots import Slots
@@ -48,6 +49,7 @@ class PersonalResult:
 def measure_personal(fleet: Fleet) -> list[PersonalResult]:
     """Judge the personal models of the honest boards that have one; none where the run was without."""
     data, trainer = fleet.material.data, Trainer(fleet.material.artifact)
+    assert isinstance(data, LabelledData), "options refuse personal models without labels"
     known: dict[bytes, npt.NDArray[np.float64]] = {}
 
     def recall(params: ModelParams, root: bytes | None = None) -> npt.NDArray[np.float64]:

@@ -48,7 +48,8 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     _draw_blocks(figure.add_subplot(grid[1, :]), report)
     figure.suptitle(
         f"{report['dataset']}, {report['model']}: {report['devices']} devices ({report['partition']}), "
-        f"{report['miners']} miners, accuracy {report['accuracy_final']:.3f} after {report['model_version']} versions",
+        f"{report['miners']} miners, {report['measure']} {report['accuracy_final']:.3f} "
+        f"after {report['model_version']} versions",
         fontsize=13,
     )
     figure.savefig(path, dpi=DPI)
@@ -66,7 +67,7 @@ def _draw_versions(axes: Axes, report: Mapping[str, Any]) -> None:
     curve = report["accuracy_curve"]
     axes.plot([point[1] for point in curve], [point[2] for point in curve], color=BLUE, marker="o", markersize=3)
     _draw_baseline(axes, report)
-    axes.set(xlabel="certified version", ylabel="test accuracy", ylim=(0, HEADROOM))
+    axes.set(xlabel="certified version", ylabel=f"test {report['measure']}", ylim=(0, HEADROOM))
     axes.grid(visible=True, alpha=0.3)
 
 
@@ -74,7 +75,7 @@ def _draw_energy(axes: Axes, report: Mapping[str, Any]) -> None:
     energy, curve = report["energy"], report["energy_curve"]
     axes.plot([point[0] for point in curve], [point[1] for point in curve], color=GREEN, marker="o", markersize=3)
     _draw_baseline(axes, report)
-    axes.set(ylabel="test accuracy", ylim=(0, HEADROOM))
+    axes.set(ylabel=f"test {report['measure']}", ylim=(0, HEADROOM))
     axes.set_xlabel(f"energy of all devices, J ({energy['quality']}, {energy['board']})")
     axes.grid(visible=True, alpha=0.3)
     if not curve:

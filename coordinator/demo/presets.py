@@ -101,8 +101,44 @@ PRESETS: Final[dict[str, Preset]] = {
         spsa_learning_rate=0.003,
         baseline_epochs_max=40,
     ),
+    "beijing": Preset(
+        model="regressor",
+        devices=8,
+        partition="natural",
+        max_seconds=120.0,
+        block_size=6,
+        tau_s=2.0,
+        fold_examples=500,
+        local_steps=60,
+        batch=32,
+        learning_rate=0.05,
+        clip_norm=3.0,
+        margin_permille=20,
+        staleness_max=8,
+        spsa_learning_rate=0.003,
+        baseline_epochs_max=2,
+    ),
+    "skab": Preset(
+        model="autoencoder",
+        devices=20,
+        partition="natural",
+        max_seconds=120.0,
+        block_size=14,
+        tau_s=2.0,
+        fold_examples=200,
+        local_steps=40,
+        batch=32,
+        learning_rate=0.3,
+        clip_norm=3.0,
+        margin_permille=20,
+        staleness_max=8,
+        spsa_learning_rate=0.003,
+        baseline_epochs_max=10,
+    ),
 }
 DATASETS: Final = tuple(PRESETS)
+MEASURED: Final = frozenset({"beijing", "skab"})
+"""Targets are numbers: nothing has a label."""
 
 QUICK_DEVICES: Final = 6
 QUICK_BLOCK_SIZE: Final = 4

@@ -72,7 +72,9 @@ class RunFacts:
     start_ns: int
     """Monotonic clock at the start of the run."""
     curve: Sequence[tuple[float, int, float]]
-    """Seconds, version, test accuracy; the first is the genesis model."""
+    """Seconds, version, test accuracy or what ``measure`` says; the first is the genesis model."""
+    measure: str
+    """What the keys ``accuracy_*`` hold: accuracy, R2 or AUC."""
     codec: str
     parameter_count: int
     baseline: Baseline
@@ -106,6 +108,7 @@ def build_report(facts: RunFacts) -> dict[str, Any]:
             cause.name.lower(): sum(block.cause is cause for block in facts.blocks)
             for cause in (CutCause.TAU, CutCause.SIZE)
         },
+        "measure": facts.measure,
         "accuracy_initial": facts.curve[0][2] if facts.curve else 0.0,
         "accuracy_final": facts.curve[-1][2] if facts.curve else 0.0,
         "accuracy_curve": [[round(seconds, 2), version, accuracy] for seconds, version, accuracy in facts.curve],

@@ -29,7 +29,7 @@ def _rows(report: Mapping[str, Any]) -> dict[str, list[str]]:
     refused = ", ".join(f"{reason} {count}" for reason, count in updates["refused"].items()) or "none"
     joules = energy["joules_per_update"]
     return {
-        "accuracy": [
+        report["measure"]: [
             f"{report['accuracy_initial']:.3f} -> {report['accuracy_final']:.3f}",
             f"{report['model_version']} versions",
             f"centralized fp32 {report['baseline']['accuracy']:.3f}",

@@ -3,7 +3,6 @@
 Central training for seconds: a check that recipe, int8 state and data set fit together, not a record.
 """
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,6 @@ ALARM_QUANTILE = 0.99
 """An alarm is an error above that of 99 % of the normal windows that were trained on."""
 
 
-def data_folder(name: str) -> Path:
-    folder = Path(os.environ.get("FLCHAIN_DATA", "data")) / name
-    if not folder.is_dir():
-        pytest.skip(f"no {folder}: name the folder of the data sets in FLCHAIN_DATA")
-    return folder
-
-
 def trained(
     model: str, data: MeasuredData, *, steps: int, lr: float, scheme: Scheme = Scheme.INT8
 ) -> tuple[Trainer, dict[str, npt.NDArray[np.float32]]]:
@@ -51,8 +43,8 @@ def trained(
     return trainer, {name: start[name] + moved for name, moved in trainer.delta().items()}
 
 
-def test_regressor_explains_more_than_a_line(record_property: Any) -> None:
-    data = load_beijing(data_folder("beijing_air_quality"))
+def test_regressor_explains_more_than_a_line(data_dir: Path, record_property: Any) -> None:
+    data = load_beijing(data_dir)
     ones = np.ones((len(data.x_train), 1))
     line = np.linalg.lstsq(np.hstack([data.x_train, ones]), data.y_train, rcond=None)[0]
     guess = np.hstack([data.x_test, np.ones((len(data.x_test), 1))]) @ line
@@ -64,8 +56,8 @@ def test_regressor_explains_more_than_a_line(record_property: Any) -> None:
     assert reached > linear + 0.02
 
 
-def test_autoencoder_finds_anomalies_of_the_pump(record_property: Any) -> None:
-    data = load_skab(data_folder("skab"))
+def test_autoencoder_finds_anomalies_of_the_pump(data_dir: Path, record_property: Any) -> None:
+    data = load_skab(data_dir)
     assert data.is_anomaly is not None
     trainer, params = trained("autoencoder", data, steps=3_000, lr=0.5)
 

@@ -20,6 +20,7 @@ def good_report() -> dict[str, Any]:
         "model_version": 20,
         "blocks": 21,
         "blocks_by_cause": {"tau": 4, "size": 17},
+        "measure": "accuracy",
         "accuracy_initial": 0.1,
         "accuracy_final": 0.93,
         "accuracy_curve": [[0.0, 0, 0.1], [61.0, 20, 0.93]],

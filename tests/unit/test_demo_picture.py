@@ -22,6 +22,7 @@ def report(**changes: Any) -> dict[str, Any]:
         "devices": 12,
         "partition": "dirichlet:0.5",
         "miners": 4,
+        "measure": "accuracy",
         "accuracy_final": 0.931,
         "model_version": 2,
         "accuracy_curve": [[0.0, 0, 0.1], [9.25, 1, 0.62], [20.5, 2, 0.931]],

@@ -94,6 +94,7 @@ def facts(**changes: Any) -> RunFacts:
         wall_s=12.3456,
         start_ns=START_NS,
         curve=((0.0, 0, 0.1), (1.5, 1, 0.5), (4.0, 2, 0.9)),
+        measure="R2",
         codec="int8",
         parameter_count=1_000,
         baseline=Baseline(accuracy=0.95, epochs=9, lr=0.1, train_n=80, test_n=20),
@@ -136,7 +137,7 @@ def test_counts_blocks_and_accuracy_by_hand() -> None:
     assert report["bytes"] == {"codec": "int8", "payload_mean": 150.0, "envelope_mean": 10.5, "fp32_equivalent": 4_000}
     assert (report["blocks"], report["blocks_by_cause"]) == (2, {"tau": 1, "size": 1})
     assert report["block_timeline"] == [[1, 1.1, 1.5, "size", 1, 1], [2, 3.0, None, "tau", 1, 0]]
-    assert (report["accuracy_initial"], report["accuracy_final"]) == (0.1, 0.9)
+    assert (report["measure"], report["accuracy_initial"], report["accuracy_final"]) == ("R2", 0.1, 0.9)
     assert report["device_rss_mib"] == {"idle": 40.0, "training_peak": 90.1, "idle_after": 70.0}
     assert (report["wall_s"], report["certificates_verified_by_devices"]) == (12.35, 7)
 
