@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tools.board_test import scenario
 from tools.board_test.card import client_wheel, make_card, wheelhouse
@@ -37,9 +37,11 @@ def main() -> int:
     folder = options.keep or Path(tempfile.mkdtemp(prefix="flchain-board-"))
     folder.mkdir(parents=True, exist_ok=True)
     start_s = time.monotonic()
+    facts: dict[str, Any] = {}
     try:
-        facts = _play(options, folder)
+        _play(options, folder, facts)
     except (BoardError, EdgeError, RuntimeError) as error:
+        print(json.dumps(facts, indent=2))
         print(f"FAILED after {time.monotonic() - start_s:.0f} s: {error}\nfiles: {folder}", file=sys.stderr)
         return 1
     facts["seconds"] = round(time.monotonic() - start_s)
@@ -51,8 +53,8 @@ def main() -> int:
     return 0
 
 
-def _play(options: argparse.Namespace, folder: Path) -> dict[str, object]:
-    say = _Clock()
+def _play(options: argparse.Namespace, folder: Path, facts: dict[str, Any]) -> None:
+    say = _Clock(facts)
     root = say("Debian arm64 from the archive", lambda: vendor_root(folder / "mmdebstrap.log"))
     wheels = say("wheelhouse for the board", lambda: _wheels(folder))
     write_digits(folder / "digits.npz")
@@ -70,6 +72,7 @@ def _play(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             device_id=DEVICE,
             memory_mib=options.memory,
             cpu=options.cpu,
+            facts=facts,
         )
         with bench.power_on("boot-1", clock=scenario.CLOCK_OF_A_NEW_BOARD) as board:
             say("first boot: enrolled, trained, installed a certified model", lambda: scenario.first_boot(bench, board))
@@ -84,8 +87,6 @@ def _play(options: argparse.Namespace, folder: Path) -> dict[str, object]:
             say("the ledgers verify on the board", lambda: scenario.ledger_on_board(bench, board))
             say("shut down in order", board.power_off)
     say("books and card are in order", lambda: scenario.check_books(bench))
-    bench.facts["acts"] = say.acts
-    return bench.facts
 
 
 def _wheels(folder: Path) -> Path:
@@ -124,16 +125,17 @@ def _not_files(folder: str, names: list[str]) -> set[str]:
 class _Clock:
     """Says what was done when it is done."""
 
-    def __init__(self) -> None:
-        self.start_s = time.monotonic()
-        self.acts: list[dict[str, object]] = []
+    def __init__(self, facts: dict[str, Any]) -> None:
+        self._start_s = time.monotonic()
+        self._acts: list[dict[str, object]] = []
+        facts["acts"] = self._acts
 
     def __call__(self, what: str, act: Callable[[], _T]) -> _T:
         begin_s = time.monotonic()
         result = act()
         now_s = time.monotonic()
-        self.acts.append({"act": what, "seconds": round(now_s - begin_s)})
-        print(f"{now_s - self.start_s:6.0f} s  {what} ({now_s - begin_s:.0f} s)", flush=True)
+        self._acts.append({"act": what, "seconds": round(now_s - begin_s)})
+        print(f"{now_s - self._start_s:6.0f} s  {what} ({now_s - begin_s:.0f} s)", flush=True)
         return result
 
 
