@@ -246,6 +246,33 @@ def test_power_cut_in_the_middle_of_an_enrolment(site: Site, board: Board, point
     assert site.service.store.alarms() == []
 
 
+def test_member_with_a_claim_left_over_works_on_without_the_registrar(
+    tmp_path: Path, config: EnrolmentConfig, boards: list[Board]
+) -> None:
+    """The cut came between certificate and claim: once more the same answer, and no waiting where nobody answers."""
+    with running_site(config, tmp_path) as site:
+        token = site.claim()
+        board = Board(tmp_path / "board", ca_file=tmp_path / "ca.pem", url=site.url, token=token)
+        boards.append(board)
+        board.boot()
+        board.until_member()
+        board.stop()
+        certificate = (board.folder / "cert.pem").read_bytes()
+        board.put_claim(token)
+        board.boot()
+        board.until_member()
+        board.stop()
+        assert (board.folder / "cert.pem").read_bytes() == certificate
+        assert len(site.log.transactions) == 1
+        assert site.service.store.alarms() == []
+    board.put_claim(token)
+    seen = len(board.log())
+    board.boot()
+    wait_until(lambda: "going on with the present certificate" in board.log()[seen:], WAIT_S, what="it goes on")
+    wait_until(lambda: "session" in board.log()[seen:], WAIT_S, what="it looks for its broker")
+    assert board.stop() == 0
+
+
 def test_copied_card_holds_both_boards_until_the_operator_releases_one(
     site: Site, board: Board, boards: list[Board]
 ) -> None:
