@@ -16,9 +16,10 @@ from coordinator.datasets.digits import load_digits
 from coordinator.datasets.hapt import load_hapt
 from coordinator.datasets.idx import PIXEL_MAX, load_idx
 from coordinator.datasets.labelled import Features, LabelledData
+from coordinator.datasets.measured import check_measured
 from coordinator.datasets.skab import load_skab
 from coordinator.datasets.split import Split, split
-from coordinator.datasets.targets import TargetData
+from coordinator.datasets.targets import TargetData, load_targets
 from coordinator.datasets.task import TaskData
 from coordinator.demo.layout import DevicePlace, MinerPlace
 from coordinator.demo.options import Options
@@ -67,11 +68,12 @@ def load_data_and_model(options: Options) -> tuple[TaskData, Artifact, ModelPara
     Raises:
         ConfigError: one of them cannot be read, or they do not fit together.
     """
-    data = load_data(options)
     if is_artifact_file(options.model):
         path = Path(options.model)
         own = load_own_model(path)
+        data = _load_for(own.artifact, options)
         return _fitted(own.artifact, data, path), own.artifact, own.params
+    data = load_data(options)
     artifact, params = zoo.build(
         options.model,
         data.input_shape,
@@ -90,6 +92,18 @@ def write_examples(material: Material, miners: Sequence[MinerPlace], devices: Se
         _write(miner.folder / "fold.npz", data, rows)
     for device, rows in zip(devices, material.split.shares, strict=True):
         _write(device.data, data, rows)
+
+
+def _load_for(artifact: Artifact, options: Options) -> TaskData:
+    """The data set of the options; a user's arrays hold targets where the network has no classes."""
+    if options.dataset != "npz" or artifact.network.is_classifier:
+        return load_data(options)
+    assert options.data is not None, options.dataset
+    if options.personal is not None:
+        raise ConfigError(f"--personal {options.personal} with float targets: personal models are judged by labels")
+    if options.byzantine.kind == "labelflip" and options.byzantine.count:
+        raise ConfigError(f"--byzantine {options.byzantine} with float targets: there are no labels to flip")
+    return check_measured(load_targets(options.data).measured(), place=str(options.data))
 
 
 def _fitted(artifact: Artifact, data: TaskData, model: Path) -> TaskData:

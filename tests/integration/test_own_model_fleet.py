@@ -124,9 +124,9 @@ def regression(tmp_path: Path) -> Path:
     artifact, params = zoo.build("regressor", (5,), 2, batch=8, seed=0)
     (tmp_path / "net.flm").write_bytes(artifact.data)
     (tmp_path / "net.model.cbor").write_bytes(to_bytes(params))
-    x = np.random.default_rng(0).normal(size=(200, 5))
+    x = np.random.default_rng(0).normal(size=(600, 5))
     np.savez(tmp_path / "good.npz", x=x, y=np.stack([x.sum(1), x[:, 0]], 1))
-    np.savez(tmp_path / "labels.npz", x=x, y=np.arange(200))
+    np.savez(tmp_path / "labels.npz", x=x, y=np.arange(600))
     np.savez(tmp_path / "one.npz", x=x, y=x.sum(1))
     np.savez(tmp_path / "nan.npz", x=np.where(x == x[7, 0], np.nan, x), y=np.stack([x.sum(1), x[:, 0]], 1))
     return tmp_path
@@ -140,7 +140,7 @@ def test_a_fleet_is_founded_on_a_network_without_classes(regression: Path, tmp_p
         config = load_config(root / "miners" / miner / "miner.toml")
         Worker(load_identity(config).artifact, config.fold_file, backend="numpy")
         with np.load(config.fold_file) as fold:
-            assert fold["y"].shape == (25, 2)
+            assert fold["y"].shape == (75, 2)
             np.testing.assert_allclose(fold["y"][:, 0], fold["x"].sum(1), atol=1e-5)
             rows.append({tuple(row) for row in fold["x"].tolist()})
     assert not rows[0] & rows[1], "an example is in two folds"
@@ -180,6 +180,33 @@ def test_the_demo_refuses_data_of_another_shape(work: Path) -> None:
     done = demo(work, "--model", "author.flm", "--data", "wide.npz")
     assert done.returncode == 2
     assert "takes examples of 64, the data has 65" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--data", "labels.npz"), "expected float targets"),
+        (("--data", "good.npz", "--personal", "search"), "judged by labels"),
+        (("--data", "good.npz", "--byzantine", "labelflip:1"), "no labels to flip"),
+    ],
+)
+def test_the_demo_refuses_what_needs_labels(regression: Path, options: tuple[str, ...], message: str) -> None:
+    done = demo(regression, "--model", "net.flm", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.timeout(DEMO_TIMEOUT_S + 60)
+def test_the_demo_learns_targets(regression: Path, mosquitto_path: Path) -> None:
+    report_file = regression / "report.json"
+    fleet = ["--model", "net.flm", "--data", "good.npz", "--partition", "iid", "--byzantine", "none"]
+    done = demo(regression, *fleet, "--rounds", "12", "--max-seconds", "300", "--report", str(report_file))
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
+    report = json.loads(report_file.read_bytes())
+    assert check_report(report) == []
+    assert report["accuracy_final"] > max(0.0, report["accuracy_initial"])
 
 
 @pytest.mark.slow
