@@ -112,6 +112,16 @@ class BoardFacts:
         except ValueError:
             return None
 
+    def throttle_events(self) -> int | None:
+        """How often the board has held its clock down since the start: x86 cores, Jetson's over-current events."""
+        patterns = (
+            "sys/devices/system/cpu/cpu*/thermal_throttle/core_throttle_count",
+            "sys/class/hwmon/hwmon*/oc*_event_cnt",
+        )
+        counts = [self.integer(path) for pattern in patterns for path in self._glob(pattern)]
+        known = [count for count in counts if count is not None]
+        return sum(known) if known else None
+
     def over_current(self) -> list[str]:
         """Rails of a Jetson whose critical current is exceeded."""
         alarms = self._glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/curr*_crit_alarm")

@@ -170,11 +170,19 @@ class _Throttle:
         if flags is not None and flags & NOW:
             raise UnfitBoardError(f"the board throttles now ({flags:#x}): mend supply or cooling first")
         self._before = flags
+        self._events = facts.throttle_events()
 
     def check(self, found: Measured) -> None:
-        after = self._facts.throttling()
+        """Compare; the board must be as free as it was."""
+        after, events = self._facts.throttling(), self._facts.throttle_events()
+        if self._events is not None and events is not None:
+            if events > self._events:
+                text = f"the board held its clock down {events - self._events} times while it was measured"
+                raise UnfitBoardError(f"{text}: mend its cooling or supply, measure again")
+            found.facts["throttle events"] = f"{events} before and after"
         if self._before is None or after is None:
-            found.missing.append("throttling: this board does not say")
+            if events is None:
+                found.missing.append("throttling: this board does not say")
             return
         new = after & ~self._before
         if after & NOW or new:

@@ -107,6 +107,7 @@ def x86() -> Tree:
     return tree | {
         "sys/devices/virtual/dmi/id/product_name": "NucBox G3 Plus\n",
         "sys/class/rtc/rtc0/name": "rtc_cmos\n",
+        f"{_CPU}/cpu0/thermal_throttle/core_throttle_count": "7\n",
         f"{zone}/name": "package-0\n",
         f"{zone}/energy_uj": "1000000\n",
         f"{zone}/max_energy_range_uj": "262143328850\n",

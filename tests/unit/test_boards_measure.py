@@ -196,6 +196,21 @@ def test_board_that_throttles_is_not_measured(tmp_path: Path, capsys: pytest.Cap
         measure(plan, meter, clock=SystemClock(), say=lambda _: None, rest=rest)
 
 
+def test_clock_that_was_held_down_meanwhile(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, FAMILIES["x86-64-generic"] | _steady())
+    count = root / "sys/devices/system/cpu/cpu0/thermal_throttle/core_throttle_count"
+    plan = Plan(models=(), backend="numpy", span_s=0.1, peer=None, root=root)
+    meter = open_meter("ina2xx", None, root=root)
+    measured = measure(plan, meter, clock=SystemClock(), say=lambda _: None)
+    assert measured.facts["throttle events"] == "7 before and after"
+
+    def rest(_: float) -> None:
+        count.write_text("8\n")
+
+    with pytest.raises(UnfitBoardError, match="1 times while it was measured"):
+        measure(plan, meter, clock=SystemClock(), say=lambda _: None, rest=rest)
+
+
 def _steady() -> dict[str, str]:
     return {"sys/class/hwmon/hwmon0/name": "ina219\n", "sys/class/hwmon/hwmon0/power1_input": "3000000\n"}
 
