@@ -63,7 +63,7 @@ def add_options(build: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE.npz",
         help="examples x and y, as on a board: fixes the range of each activation and adds the int8 inference graph; "
-        "for a trained model (default: the range of each batch)",
+        "best for a trained model (default: the range of each batch)",
     )
 
 

@@ -31,7 +31,7 @@ def calibrate(network: Network, params: ModelParams, x: npt.NDArray[np.float32])
 
     Args:
         network: Forward network.
-        params: Trained parameters: activations of untrained ones say little.
+        params: Best trained ones: ranges fit the parameters that they were measured with.
         x: Examples, (n, *input_shape), 1 <= n; the first ``EXAMPLES_MAX`` are used.
 
     Raises:
