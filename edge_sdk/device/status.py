@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from edge_sdk.adapters.keys import fingerprint, load_signer
@@ -41,11 +42,22 @@ def read_status(config: DeviceConfig) -> dict[str, Any]:
         document["personal"] = None if personal is None else personal.summary()
     if config.outbox_file.exists():
         try:
-            with closing(sqlite3.connect(f"file:{config.outbox_file}?mode=ro", uri=True)) as db:
+            with closing(_open(config.outbox_file)) as db:
                 document["state"] = _state(db)
         except sqlite3.Error as error:
             raise CorruptStoreError(f"{config.outbox_file}: {error}") from error
     return document
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Read-only; where a power cut has left a transaction half done, writable, so that SQLite takes it back."""
+    db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+    try:
+        db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError:
+        db.close()
+        return sqlite3.connect(f"file:{path}?mode=rw", uri=True)
+    return db
 
 
 def _state(db: sqlite3.Connection) -> dict[str, Any] | None:
