@@ -228,13 +228,16 @@ class _Pass:
     def _conv(self, node: Node, x: F32) -> F32:
         _, weight, bias = node.inputs
         if weight in self.scales:
-            quantized = self.saved[f"{node.output}.x"] = self._quantize(node, x)
+            quantized = self._quantize(node, x)
+            self.saved[f"{node.output}.scale"] = quantized.scale
             kernel = rounded_weight(self.states[weight])
             factor = quantized.scale * self.scales[weight]
             x = quantized.centred
         else:
             kernel, factor = self.states[weight], None
-        rows = self.saved[node.output] = columns(node, x)
+        rows = columns(node, x)
+        if self._is_trained(weight):
+            self.saved[node.output] = rows
         flat = _grouped(node, kernel).transpose(0, 2, 1)
         product = exact_product(rows, flat) if factor is not None else rows @ flat
         joined = product.transpose(1, 0, 2).reshape(rows.shape[1], len(kernel))
@@ -251,7 +254,7 @@ class _Pass:
             self.gradients[bias] = rows.sum(axis=0)
         if self._is_trained(weight):
             gradient = (_split(node, rows).transpose(0, 2, 1) @ self.saved[node.output]).reshape(state.shape)
-            self.gradients[weight] = gradient * self.saved[f"{node.output}.x"].scale if is_quantized else gradient
+            self.gradients[weight] = gradient * self.saved[f"{node.output}.scale"] if is_quantized else gradient
         if value not in self.trainable:
             return
         if is_quantized:
@@ -328,7 +331,7 @@ class NumpyBackend:
         noise: Mapping[str, F32] = NO_NOISE,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See ``Backend.step``."""
-        run, logits = self._forward(batch.x, states, scales, masks)
+        run, logits = self._forward(batch.x, states, scales, masks, is_training=True)
         share = batch.weight / np.maximum(batch.weight.sum(), np.float32(1))
         loss, slope = loss_and_slope(run.network.nodes[-1], logits, batch.y, share)
         run.trainable = run.network.trainable_values
@@ -364,15 +367,36 @@ class NumpyBackend:
         """See ``Backend.release``; nothing is held between calls."""
 
     def _forward(
-        self, x: F32, states: Mapping[str, npt.NDArray[Any]], scales: Mapping[str, F32], masks: Mapping[str, F32]
+        self,
+        x: F32,
+        states: Mapping[str, npt.NDArray[Any]],
+        scales: Mapping[str, F32],
+        masks: Mapping[str, F32],
+        *,
+        is_training: bool = False,
     ) -> tuple[_Pass, F32]:
         network = self._artifact.network
         run = _Pass(
             network=network, states=states, scales=scales, masks=masks, values={INPUT: x}, grids=self._artifact.grids
         )
+        ended = _values_that_end(network) if is_training else {}
         for node in network.nodes[:-1]:
             run.values[node.output] = run.forward(node)
+            for name in ended.get(node.output, ()):
+                del run.values[name]
         return run, run.values[network.logits]
+
+
+def _values_that_end(network: Network) -> dict[str, list[str]]:
+    """By a node's output: values that nobody needs after it, since no backward passes there either."""
+    reached = network.trainable_values
+    needed = {name for node in network.nodes if node.output in reached for name in (*node.values, node.output)}
+    last = {name: node.output for node in network.nodes for name in node.values}
+    ended: dict[str, list[str]] = {}
+    for name, output in last.items():
+        if name not in needed:
+            ended.setdefault(output, []).append(name)
+    return ended
 
 
 def _rearranged(node: Node, inputs: list[F32]) -> F32:

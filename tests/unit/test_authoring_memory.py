@@ -11,14 +11,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from coordinator.authoring.arena import Arena
+from coordinator.authoring.builder import build_artifact
 from coordinator.authoring.memory import MIB, peak_memory
 from coordinator.authoring.runtime_plan import plan_run
-from coordinator.authoring.zoo import MODELS, RECIPES, build
+from coordinator.authoring.trainable import with_trainable
+from coordinator.authoring.zoo import MODELS, RECIPES, build, imported
 from edge_sdk.errors import TrainingError
 from edge_sdk.protocol import wire
 from edge_sdk.protocol.cose import SoftwareSigner
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.network import Scheme
+from edge_sdk.training.quantize import to_params
 
 ROOT = Path(__file__).parents[2]
 TOLERANCE = 0.10
@@ -135,6 +138,23 @@ def test_predicted_peak_is_within_a_tenth_of_a_process(tmp_path: Path, model: st
 @pytest.mark.parametrize("model", MODELS)
 def test_predicted_peak_of_full_batches(tmp_path: Path, model: str, scheme: Scheme, backend: str) -> None:
     check_prediction(tmp_path, model, scheme, backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "numpy"])
+@pytest.mark.parametrize(
+    ("model", "choice"),
+    [("dscnn", "last:4"), ("lenet", "last:1"), ("cnn1d", "last:1"), ("mobilenetv2", "last:1"), ("dscnn", "biases")],
+)
+def test_predicted_peak_with_a_frozen_start(tmp_path: Path, model: str, choice: str, backend: str) -> None:
+    made = imported(model, input_shape=None, class_count=None, seed=0)
+    forward = with_trainable(made, choice)
+    artifact = build_artifact("net", forward, batch=16, scheme=Scheme.INT8)
+    paths = tmp_path / "net.flm", tmp_path / "net.model.cbor"
+    paths[0].write_bytes(artifact.data)
+    paths[1].write_bytes(wire.to_bytes(to_params(forward.tensors, made.arrays)))
+    predicted = peak_memory(artifact, backend=backend).total_bytes / MIB
+    assert predicted == pytest.approx(measured_mib((str(paths[0]), str(paths[1])), backend), rel=TOLERANCE)
 
 
 def test_signed_artifact_counts_what_checks_it(tmp_path: Path) -> None:
