@@ -24,6 +24,7 @@ from edge_sdk.device.findings import Finding, Level
 from edge_sdk.device.first_boot import CLOCK_BUILD_S, read_waiting
 from edge_sdk.device.inbox import Inbox
 from edge_sdk.device.parts import load_genesis
+from edge_sdk.device.status import open_state
 from edge_sdk.errors import ConfigError, DecodeError, EdgeFLError, InvalidCertificateError
 from edge_sdk.participant.models import check_offer
 from edge_sdk.participant.state import Rules
@@ -142,7 +143,7 @@ def _state(config: DeviceConfig, _: Genesis | None) -> Iterator[Finding]:
         yield Finding(Level.OK, "state", "new device")
         return
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+        with closing(open_state(path)) as db:
             answer = db.execute("PRAGMA quick_check(1)").fetchone()
             waiting = db.execute("SELECT count(*) FROM updates WHERE verdict IS NULL").fetchone()[0]
     except sqlite3.Error as error:

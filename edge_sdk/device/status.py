@@ -42,14 +42,14 @@ def read_status(config: DeviceConfig) -> dict[str, Any]:
         document["personal"] = None if personal is None else personal.summary()
     if config.outbox_file.exists():
         try:
-            with closing(_open(config.outbox_file)) as db:
+            with closing(open_state(config.outbox_file)) as db:
                 document["state"] = _state(db)
         except sqlite3.Error as error:
             raise CorruptStoreError(f"{config.outbox_file}: {error}") from error
     return document
 
 
-def _open(path: Path) -> sqlite3.Connection:
+def open_state(path: Path) -> sqlite3.Connection:
     """Read-only; where a power cut has left a transaction half done, writable, so that SQLite takes it back."""
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
     try:
