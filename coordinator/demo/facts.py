@@ -18,12 +18,16 @@ from coordinator.demo.observer import Point
 from coordinator.demo.personal import measure_personal
 from coordinator.demo.records import RunPhase, read_runs
 from coordinator.demo.report import NS_PER_S, BlockTimes, DeviceMemory, RunFacts
+from coordinator.ledger.blobs import BlobStore
+from coordinator.ledger.places import BLOBS_FOLDER
 from coordinator.ledger.replay import verify_directory
 from coordinator.ledger.rows import BlockRow
 from coordinator.ledger.store import LedgerStore
 from coordinator.serving.metrics import MinerPhase
 from edge_sdk.errors import CorruptLedgerError
-from edge_sdk.protocol.messages import Verdict
+from edge_sdk.protocol.limits import BLOB_BYTES_MAX
+from edge_sdk.protocol.messages import ModelParams, Verdict
+from edge_sdk.protocol.wire import from_bytes
 
 ENGINE: Final = "local"
 KIB_PER_MIB: Final = 1024
@@ -82,6 +86,25 @@ def gather_facts(
         personal=[] if options.personal is None else measure_personal(fleet),
     )
     return facts, problem
+
+
+def newest_model(root: Path) -> tuple[int, ModelParams] | None:
+    """Version and parameters of the newest certified model of a run whose processes have ended; None before the first.
+
+    Raises:
+        CorruptLedgerError: a ledger cannot be read at all.
+    """
+    ledgers = sorted((root / "miners").glob(f"*/{LEDGER}"))
+    certified = [row.certificate for row in longest_ledger(ledgers) if row.certificate is not None]
+    for path in ledgers if certified else ():
+        statement = certified[-1].statement
+        with closing(LedgerStore.open(path, read_only=True)) as store:
+            row = store.model(statement.version)
+        blobs = BlobStore(path.parent / BLOBS_FOLDER, read_only=True)
+        if row is None or row.model_root != statement.model_root or not blobs.has(row.blob_digest):
+            continue
+        return statement.version, from_bytes(ModelParams, blobs.get(row.blob_digest), bytes_max=BLOB_BYTES_MAX)
+    return None
 
 
 def longest_ledger(paths: Iterable[Path]) -> Iterator[BlockRow]:

@@ -1,12 +1,16 @@
 """What the report takes from run records and ledgers: the first miner's word on times, the worst device's memory."""
 
+from pathlib import Path
 from typing import Any
 
-from coordinator.demo.facts import block_times, device_memory
+from coordinator.demo.facts import block_times, device_memory, newest_model
 from coordinator.demo.records import RunPhase
 from coordinator.ledger.rows import BlockRow
 from edge_sdk.protocol.ids import ChainId, DeviceId, Digest, TaskId
 from edge_sdk.protocol.messages import BlockEntry, BlockHeader, CutCause, Reason, Verdict
+from edge_sdk.protocol.model import model_root
+from tests.support.chain import Names
+from tests.support.chain_world import World
 
 DIGEST = Digest(bytes(32))
 SECOND = 1_000_000_000
@@ -78,3 +82,15 @@ def test_memory_is_that_of_the_worst_device_and_idle_ends_with_the_first_session
         ]
     )
     assert (measured.idle, measured.training_peak, measured.idle_after) == (40.0, 86.0, 61.0)
+
+
+def test_the_newest_model_is_the_last_that_is_certified(tmp_path: Path) -> None:
+    world = World(Names(), seed=5, devices=("dev-a", "dev-b"), folder=tmp_path)
+    assert newest_model(tmp_path) is None
+    while world.miners[0].app.state.version < 2:
+        world.step()
+    state = world.miners[0].app.state
+    world.close()
+    newest = newest_model(tmp_path)
+    assert newest is not None
+    assert (newest[0], model_root(newest[1])) == (state.version, state.model_root)
