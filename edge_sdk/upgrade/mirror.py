@@ -204,7 +204,7 @@ class Mirror:
         take(data)
         if self._stored(role) != data:
             write_file(self._metadata_dir / f"{role}.json", data)
-            failpoints.hit(f"upgrade.after_{role}")
+            failpoints.hit("upgrade.after_document")
 
     def _get(self, url: str, name: str, role: RoleName) -> bytes:
         data = self._http.get(url, f"/metadata/{name}", bytes_max=BYTES_MAX[role], timeout_s=ANSWER_S_MAX)

@@ -23,7 +23,14 @@ TRIES: Final = 10
 HOLD_S: Final = 3.0
 
 # One per arrow of the way; the steps are those of the design.
-ELSEWHERE: Final = ("enrol.", "rotation.")  # of boards outside a running fleet: tests/integration/test_first_boot.py
+ELSEWHERE: Final = (
+    "enrol.",  # tests/integration/test_first_boot.py
+    "rotation.",
+    "upgrade.",  # test_upgrade_kill.py
+    "http.mid_file",
+    "device.replay_before_commit",  # tests/unit/test_replay_buffer.py
+)
+"""Of boards outside a running fleet."""
 QUICK: Final = (
     "device.before_switch",  # 1 get
     "device.mid_training:4",  # 2 train

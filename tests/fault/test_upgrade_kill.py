@@ -11,9 +11,9 @@ from tests.support.upgrade_board import Site, Wheels
 pytestmark = [pytest.mark.network, pytest.mark.fault]
 
 BEFORE_THE_TRIAL = (
-    "upgrade.after_timestamp",
-    "upgrade.after_snapshot",
-    "upgrade.after_targets",
+    "upgrade.after_document:1",  # timestamp, snapshot, targets
+    "upgrade.after_document:2",
+    "upgrade.after_document:3",
     "upgrade.after_metadata",
     "http.mid_file:3",
     "upgrade.after_fetch",
@@ -102,6 +102,6 @@ def test_release_that_takes_the_power_with_it_is_given_up(site: Site, wheels: Wh
 def test_root_of_the_repository_is_kept_over_a_power_cut(site: Site, wheels: Wheels) -> None:
     site.publisher.rotate_all()
     site.publisher.release(wheels["0.2.0"])
-    cut(site, "upgrade.after_root:2")
+    cut(site, "upgrade.after_document:2")
     assert site.board.upgrade().returncode == 0
     check_decided(site, "0.2.0")
