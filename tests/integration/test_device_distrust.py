@@ -207,7 +207,7 @@ def test_a_server_that_fails_or_lies_is_named_and_another_one_asked(world: World
     name = sha256(to_bytes(params)).hex()
     world.check_takes_the_good_one(params, good)
     assert name in world.server.requests
-    world.until_said(f"blob {name[:12]} came from {world.miners.url}, not from {world.server.url}", since)
+    world.until_said(f"/v1/blobs/sha256/{name} came from {world.miners.url}, not from {world.server.url}", since)
 
 
 def _false_blobs(params: ModelParams) -> list[tuple[str, bytes]]:
