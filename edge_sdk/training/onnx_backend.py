@@ -50,6 +50,8 @@ _PROVIDERS: Final[dict[str, tuple[tuple[str, dict[str, Any]], ...]]] = {
     "tensorrt": (_TENSORRT, _CUDA),
 }
 RUNTIME: Final = f"onnxruntime {onnxruntime.__version__}"
+# A board talks to its miners and to nobody else.
+onnxruntime.disable_telemetry_events()
 
 
 def check_device(device: str) -> None:
