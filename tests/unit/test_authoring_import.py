@@ -217,11 +217,11 @@ def test_linear_classifier_of_two_classes(tmp_path: Path) -> None:
 def three_layers(tmp_path: Path) -> Imported:
     nodes = [
         node("Conv", "in stem.weight stem.bias", "a"),
-        node("Conv", "a body.weight", "b"),
+        node("Conv", "a body.weight", "b", pads=[1, 1, 1, 1]),
         node("Relu", "b", "r"),
     ]
     head, weights = gemm_on("r", 4 * 36)
-    weights |= {"stem.weight": floats(4, 2, 1, 1), "stem.bias": floats(4), "body.weight": floats(4, 4, 1, 1)}
+    weights |= {"stem.weight": floats(4, 2, 1, 1), "stem.bias": floats(4), "body.weight": floats(4, 4, 3, 3)}
     return import_file(write(tmp_path / "m.onnx", [*nodes, *head], weights), loss="ce")
 
 

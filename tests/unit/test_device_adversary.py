@@ -1,17 +1,16 @@
-"""The attack called nan does what its name says, on every backend: training ends in values that are not finite."""
+"""The attack called nan does what its name says, on every board: training ends in values that are not finite."""
 
 import numpy as np
 import pytest
 
 from coordinator.authoring import zoo
 from edge_sdk.device import adversary
-from edge_sdk.device.config import BACKENDS
 from edge_sdk.errors import NonFiniteError
 from edge_sdk.training.dataset import ArrayDataset
 from edge_sdk.training.trainer import Trainer
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", ["onnxruntime", "numpy"])
 @pytest.mark.parametrize(("model", "shape"), [("mlp", (1, 8, 8)), ("lenet", (1, 8, 8)), ("cnn1d", (3, 64))])
 def test_a_diverging_rate_is_not_finite(backend: str, model: str, shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(5)
