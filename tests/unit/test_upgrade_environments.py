@@ -212,4 +212,6 @@ def test_health_is_that_of_a_living_process_only(tmp_path: Path) -> None:
 
 
 def test_full_disk_costs_the_word_not_the_device(tmp_path: Path) -> None:
-    HealthFile(tmp_path / "gone").write(connected=True)
+    HealthFile(tmp_path / "gone").write(connected=True)  # logs, and does not raise
+    assert list(tmp_path.iterdir()) == []
+    assert read_health(tmp_path / "gone") is None
