@@ -1,7 +1,8 @@
 """``flchain device upgrade --config upgrade.toml``: one pass of the updater, started by a timer.
 
-Exit status: 0 a release was committed, or there is nothing to do now (one line says why); 1 refused, failed or rolled
-back: the software that ran goes on; 2 the command line or a configuration is wrong.
+Exit status: 0 a release was committed, or there is nothing to do now (one line says why: a board that is offline is
+nothing unusual); 1 refused, failed or rolled back: the software that ran goes on; 2 the command line or a configuration
+is wrong.
 """
 
 from __future__ import annotations

@@ -120,6 +120,10 @@ class Trusted:
             raise UpgradeRefusedError(f"{name}: not among the targets", reason="missing")
         return found
 
+    def is_timestamp_in_force(self) -> bool:
+        """Whether the publisher was heard and what it said last has not expired."""
+        return self.timestamp is not None and self.timestamp.expires_s > self._time_s
+
     def at(self, time_s: int) -> None:
         """Judge expiry at another time from now on."""
         self._time_s = time_s

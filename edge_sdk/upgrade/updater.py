@@ -131,10 +131,16 @@ class Updater:
         """Find, download and build what this board is to run."""
         if must_enrol(self._device):
             return Pass("the device is not enrolled yet: a trial could not tell anything")
-        if self._device.metered_file is not None and self._device.metered_file.exists():
+        if self._is_metered():
             return Pass("the link is metered")
         mirror = self._mirror()
-        mirror.refresh()
+        try:
+            mirror.refresh()
+        except TransportError as error:
+            # A board without a network is nothing unusual; one that nobody answers for longer than metadata lives is.
+            if not mirror.trusted.is_timestamp_in_force():
+                raise
+            return Pass(f"no server can be asked now: {error}")
         failpoints.hit("upgrade.after_metadata")
         deadline_s = time.monotonic() + self._config.download_s
         published = mirror.trusted.targets
@@ -155,9 +161,14 @@ class Updater:
             self._environments.clear(slot)  # what it holds is of no use, and takes the room
             self._check_room(mirror.missing_bytes(targets), found)
             wheels = self._download(mirror, targets, deadline_s)
+            if isinstance(wheels, Pass):
+                return wheels
             self._environments.build(slot, wheels, marker, bytes_max=found.unpacked_bytes)
         failpoints.hit("upgrade.after_build")
         return Prepared(release, slot)
+
+    def _is_metered(self) -> bool:
+        return self._device.metered_file is not None and self._device.metered_file.exists()
 
     def _mirror(self) -> Mirror:
         config = self._config
@@ -178,10 +189,12 @@ class Updater:
             state_schema=SCHEMA_VERSION,
         )
 
-    def _download(self, mirror: Mirror, targets: list[Target], deadline_s: float) -> list[Path]:
+    def _download(self, mirror: Mirror, targets: list[Target], deadline_s: float) -> list[Path] | Pass:
         """Bring every wheel under the name that it is unpacked from; smallest first, so that progress shows."""
         paths = []
         for target in sorted(targets, key=lambda item: item.length):
+            if self._is_metered():
+                return Pass("the link is metered")
             paths.append(mirror.fetch(target, timeout_s=self._left_s(deadline_s)))
             log.info("%s: %d bytes, verified", target.name, target.length)
         return paths

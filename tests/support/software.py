@@ -152,6 +152,8 @@ class RangeServer:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.break_after_bytes: int | None = None
+        self.is_silent = False
+        self.before_answer: Callable[[str], None] | None = None
         self.requests: list[tuple[str, str | None]] = []
         """Path and Range header."""
         self.url = ""
@@ -164,6 +166,11 @@ class RangeServer:
             def do_GET(self) -> None:
                 header = self.headers.get("Range")
                 outer.requests.append((self.path, header))
+                if outer.before_answer is not None:
+                    outer.before_answer(self.path)
+                if outer.is_silent:
+                    self.close_connection = True
+                    return
                 path = outer.folder / self.path.lstrip("/")
                 if not path.is_file():
                     self.send_error(404)
