@@ -83,7 +83,8 @@ class DutyRunner:
             except EdgeFLError as error:
                 log.error("%s failed: %s", _key(duty), error)  # noqa: TRY400 - the text is for an operator
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._wake.wait(), RETRY_S)
+                    async with asyncio.timeout(RETRY_S):
+                        await self._wake.wait()
 
     def _owed(self) -> tuple[Duty, ...]:
         return duties(self._state(), self._tools.miner_id, self._tools.genesis)
@@ -106,8 +107,10 @@ class DutyRunner:
                 work.result()
         finally:
             work.cancel()
-            with suppress(asyncio.CancelledError, EdgeFLError):
-                await work
+            await asyncio.wait({work})  # not ``await work``: that cannot tell our own cancellation from the work's
+            with suppress(EdgeFLError):  # of what is owed no longer
+                if not work.cancelled():
+                    work.result()
 
     async def _do(self, duty: Duty) -> None:
         match duty:

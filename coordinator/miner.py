@@ -229,7 +229,8 @@ class Miner:
                 self._tick(state)
                 rest_s = None
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._height_committed.wait(), rest_s)
+                async with asyncio.timeout(rest_s):
+                    await self._height_committed.wait()
 
     def _tick(self, state: State) -> None:
         opened = open_phase(state)

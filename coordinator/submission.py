@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Hashable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -110,10 +111,9 @@ class Submitter:
                     else:
                         rest_s = wanted.next_try_s - now_s
                         pause_s = rest_s if pause_s is None else min(pause_s, rest_s)
-                try:
-                    await asyncio.wait_for(self._wake.wait(), pause_s)
-                except TimeoutError:
-                    continue
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(pause_s):
+                        await self._wake.wait()
 
     async def _try(self, key: Hashable, wanted: _Wanted) -> None:
         """Hand in once and decide when to try again."""

@@ -171,7 +171,8 @@ class Sequencer:
                 await self._chain.changed.wait()
             if not await self._decide():
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._chain.changed.wait(), RETRY_S)
+                    async with asyncio.timeout(RETRY_S):
+                        await self._chain.changed.wait()
 
     async def _decide(self) -> bool:
         """Try one proposer after the other; whether one of them brought the next height about."""

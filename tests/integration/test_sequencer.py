@@ -253,7 +253,8 @@ def test_hostile_rpc_input_gets_an_error_and_the_engine_goes_on() -> None:
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n")
         writer.write(b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        answer = await asyncio.wait_for(reader.read(), 5)
+        async with asyncio.timeout(5):
+            answer = await reader.read()
         writer.close()
         return answer
 
@@ -287,7 +288,8 @@ def test_a_second_sequencer_on_the_same_log_ends_with_one_line() -> None:
             second = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", SEQUENCER, str(config), cwd=ROOT, stderr=asyncio.subprocess.PIPE
             )
-            _, text = await asyncio.wait_for(second.communicate(), 10)
+            async with asyncio.timeout(10):
+                _, text = await second.communicate()
             assert second.returncode == 1
             assert text.decode().splitlines()[-1].startswith("edge_sdk.errors.ConfigError: ")
             await cluster.submit(b"tx")
@@ -310,7 +312,8 @@ def test_a_log_that_cannot_be_written_stops_the_engine_and_nothing_else(monkeypa
                 await cluster.until_live()
                 await cluster.submit(b"tx")
                 with pytest.raises(StoreError, match="full"):
-                    await asyncio.wait_for(running, 5)
+                    async with asyncio.timeout(5):
+                        await running
             cluster.start("sequencer")
             await cluster.until_live()
             await cluster.submit(b"tx")

@@ -77,7 +77,8 @@ class ScriptedDevice:
     async def __aenter__(self) -> Self:
         """Connect."""
         self._link.start()
-        await asyncio.wait_for(self._is_connected.wait(), WAIT_S)
+        async with asyncio.timeout(WAIT_S):
+            await self._is_connected.wait()
         return self
 
     async def __aexit__(self, *_error: object) -> None:
@@ -217,7 +218,8 @@ class ScriptedDevice:
             self._changed.clear()
             rest_s = deadline_s - time.monotonic()
             try:
-                await asyncio.wait_for(self._changed.wait(), max(rest_s, 0.001))
+                async with asyncio.timeout(max(rest_s, 0.001)):
+                    await self._changed.wait()
             except TimeoutError as error:
                 raise TimeoutError(f"{self.device_id} waits for {what}") from error
 

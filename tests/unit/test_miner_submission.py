@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+import pytest
+
 from coordinator.application import Application
 from coordinator.deadlines import RENEWAL_LOOK_S, Deadlines
 from coordinator.ledger.state import State
@@ -50,6 +52,27 @@ async def until(is_true: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0.005)
     raise TimeoutError
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_cancellation_counts_also_in_the_moment_of_a_wake(steps: int) -> None:
+    """A miner whose disk is full must end, and it ends by cancelling its loops."""
+
+    async def scenario() -> None:
+        engine = Engine(TransportError("down"))
+        submitter = Submitter(engine.submit, lambda: engine.state)
+        running = asyncio.create_task(submitter.run())
+        submitter.want("key", b"tx", lambda _state: False)
+        await until(lambda: len(engine.calls) == 2)
+        await asyncio.sleep(0.02)  # it waits for its next try now
+        submitter.want("other", b"tx", lambda _state: False)
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        running.cancel()
+        await asyncio.wait({running}, timeout=5)
+        assert running.cancelled()
+
+    asyncio.run(scenario())
 
 
 def test_a_transaction_is_handed_in_until_the_engine_answers() -> None:

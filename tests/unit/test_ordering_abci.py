@@ -48,7 +48,8 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *reque
     writer.write(b"".join(encode_frame(request.SerializeToString()) for request in requests))
     kinds = []
     for _ in requests:
-        frame = await asyncio.wait_for(read_frame(reader, bytes_max=ABCI_FRAME_BYTES_MAX), 2)
+        async with asyncio.timeout(2):
+            frame = await read_frame(reader, bytes_max=ABCI_FRAME_BYTES_MAX)
         if frame is None:
             break
         kinds.append(abci.Response.FromString(frame).WhichOneof("value"))
@@ -129,10 +130,12 @@ def test_an_engine_that_breaks_the_contract_is_told_and_only_its_connection_clos
         async with served(HashChain(folder / "db"), folder / "abci") as serving:
             reader, writer = await asyncio.open_unix_connection(folder / "abci")
             writer.write(data)
-            frame = await asyncio.wait_for(read_frame(reader, bytes_max=10_000), 2)
+            async with asyncio.timeout(2):
+                frame = await read_frame(reader, bytes_max=10_000)
             assert frame is not None
             assert abci.Response.FromString(frame).exception.error
-            assert await asyncio.wait_for(reader.read(), 2) == b""
+            async with asyncio.timeout(2):
+                assert await reader.read() == b""
             writer.close()
             other = await asyncio.open_unix_connection(folder / "abci")
             assert await ask(*other, abci.Request(info=abci.RequestInfo())) == ["info"]
@@ -151,7 +154,8 @@ def test_connections_are_bounded(folder: Path, monkeypatch: pytest.MonkeyPatch) 
             for end in ends:
                 await ask(*end, abci.Request(flush=abci.RequestFlush()))
             third = await asyncio.open_unix_connection(folder / "abci")
-            assert await asyncio.wait_for(third[0].read(), 2) == b""
+            async with asyncio.timeout(2):
+                assert await third[0].read() == b""
             ends[0][1].close()
             answers: list[str | None] = []
             while not answers:  # the server notices a little later

@@ -17,8 +17,9 @@ def read_all(data: bytes, *, bytes_max: int = 1_000, is_ended: bool = True) -> l
         if is_ended:
             reader.feed_eof()
         frames = []
-        while (frame := await asyncio.wait_for(read_frame(reader, bytes_max=bytes_max), 1)) is not None:
-            frames.append(frame)
+        async with asyncio.timeout(10):
+            while (frame := await read_frame(reader, bytes_max=bytes_max)) is not None:
+                frames.append(frame)
         return frames
 
     return asyncio.run(reading())
