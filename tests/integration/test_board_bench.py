@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tools.board_test.__main__ import main
 from tools.board_test.cache import VARIABLE, cached
 from tools.board_test.data import write_digits, write_share
 from tools.board_test.shell import BoardError, Shell
@@ -81,3 +82,12 @@ def test_board_gets_what_the_miners_do_not_hold(tmp_path: Path) -> None:
         assert len(share["x"]) == left <= len(x) - 100
         held = {row.tobytes() for row in x[:100]}
         assert not any(row.tobytes() in held for row in share["x"])
+
+
+def test_going_on_needs_the_files_of_an_earlier_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--from", "ledger"], ["--keep", str(tmp_path), "--from", "ledger"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert "--keep" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,8 @@
-"""``python -m tools.board_test``: plays the whole scenario and prints what was reached, and when."""
+"""``python -m tools.board_test``: plays the whole life of a board and prints what was reached, and when.
+
+With ``--keep FOLDER`` the files stay, and after a failure ``--keep FOLDER --from ACT`` goes on with the same card and
+the same edge servers.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +16,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
-from tools.board_test import scenario
+from tools.board_test import scenario, upgrades
+from tools.board_test.bench import Bench
 from tools.board_test.card import client_wheel, make_card, wheelhouse
 from tools.board_test.data import write_digits, write_share
 from tools.board_test.edge import MINERS, Edge, EdgeError
-from tools.board_test.scenario import Bench
 from tools.board_test.shell import BoardError
 from tools.board_test.software import Software
 from tools.board_test.vendor import DATA_ON_BOARD, vendor_image, vendor_root
@@ -27,22 +33,51 @@ from tools.board_test.vendor import DATA_ON_BOARD, vendor_image, vendor_root
 _T = TypeVar("_T")
 DEVICE: Final = "board-1"
 MODEL: Final = "lenet"
+FACTS: Final = "facts.json"
 # Short jobs that are saved often, so that a power cut finds one that has a checkpoint and steps to go.
 TRAINING: Final = "\n[training]\nsteps = {steps}\ncheckpoint_s = 1.0\n"
 
 
-def main() -> int:
+class Act(NamedTuple):
+    """One part of the board's life; each leaves a board that the next one can take over, switched on or off."""
+
+    name: str
+    title: str
+    play: Callable[[Bench], None]
+
+
+ACTS: Final = (
+    Act("first-boot", "first boot: enrolled, trained, installed a certified model", scenario.first_boot),
+    Act("memory", "memory", scenario.memory),
+    Act("power-cut", "power cut in the middle of training, and on from the checkpoint", scenario.power_cut),
+    Act("cut-while-installing", "power cut while a release is installed", upgrades.cut_while_installing),
+    Act("wrong-clock", "a clock in the past, then the right time", upgrades.wrong_clock),
+    Act("cut-while-trying", "power cut during the trial, then committed", upgrades.cut_while_trying),
+    Act("read-only-root", "trained with a read-only root", upgrades.read_only_root),
+    Act("broken-release", "a broken release was taken back", upgrades.broken_release),
+    Act("ledger", "the ledgers verify on the board", scenario.ledger_on_board),
+    Act("books", "books and card are in order", scenario.books),
+)
+
+
+def main(argv: list[str]) -> int:
     """Run it; 0 when everything held."""
-    options = _parser().parse_args()
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.begin is not None and not (options.keep and (options.keep / FACTS).is_file()):
+        parser.error("--from goes on with the files of an earlier run: name its folder with --keep")
     folder = options.keep or Path(tempfile.mkdtemp(prefix="flchain-board-"))
     folder.mkdir(parents=True, exist_ok=True)
     start_s = time.monotonic()
-    facts: dict[str, Any] = {}
+    facts: dict[str, Any] = {} if options.begin is None else json.loads((folder / FACTS).read_text("utf-8"))
+    say = _Clock(facts, folder / FACTS)
     try:
-        _play(options, folder, facts)
+        _play(options, folder, facts, say)
     except (BoardError, EdgeError, RuntimeError) as error:
         print(json.dumps(facts, indent=2))
         print(f"FAILED after {time.monotonic() - start_s:.0f} s: {error}\nfiles: {folder}", file=sys.stderr)
+        if say.act is not None:
+            print(f'to go on: make board-test ARGS="--keep {folder} --from {say.act}"', file=sys.stderr)
         return 1
     facts["seconds"] = round(time.monotonic() - start_s)
     print(json.dumps(facts, indent=2))
@@ -53,20 +88,25 @@ def main() -> int:
     return 0
 
 
-def _play(options: argparse.Namespace, folder: Path, facts: dict[str, Any]) -> None:
-    say = _Clock(facts)
+def _play(options: argparse.Namespace, folder: Path, facts: dict[str, Any], say: _Clock) -> None:
     root = say("Debian arm64 from the archive", lambda: vendor_root(folder / "mmdebstrap.log"))
-    wheels = say("wheelhouse for the board", lambda: _wheels(folder))
-    write_digits(folder / "digits.npz")
-    dataset = ("--dataset", "npz", "--data", str(folder / "digits.npz"))
-    edge = say("edge servers are founded", lambda: Edge(folder / "fleet", dataset=dataset, model=MODEL))
-    software = Software(folder / "software", edge, wheels)
-    with edge:
-        say("broker, sequencer and miners run", lambda: None)
-        card = say("the card is flashed", lambda: _card(folder, root, wheels, software, edge, options))
+    if options.begin is None:
+        wheels = say("wheelhouse for the board", lambda: _wheels(folder))
+        edge = say("edge servers are founded", lambda: _edge(folder))
+        software = Software.found(folder / "software", edge, wheels)
+    else:
+        edge = Edge(folder / "fleet")
+        software = Software(folder / "software", edge, folder / "wheels")
+    names = [act.name for act in ACTS]
+    with ExitStack() as stack:
+        say("broker, sequencer and miners run", lambda: stack.enter_context(edge))
+        card = folder / "card.img"
+        if options.begin is None:
+            say("the card is flashed", lambda: _card(card, root, software, edge, options))
         bench = Bench(
             folder=folder,
             edge=edge,
+            software=software,
             card=card,
             kernel=root / "vmlinuz",
             device_id=DEVICE,
@@ -74,19 +114,15 @@ def _play(options: argparse.Namespace, folder: Path, facts: dict[str, Any]) -> N
             cpu=options.cpu,
             facts=facts,
         )
-        with bench.power_on("boot-1", clock=scenario.CLOCK_OF_A_NEW_BOARD) as board:
-            say("first boot: enrolled, trained, installed a certified model", lambda: scenario.first_boot(bench, board))
-            say("memory", lambda: scenario.memory(bench, board))
-            say("power cut in the middle of training", lambda: scenario.power_cut(bench, board))
-        with bench.power_on("boot-2") as board:
-            say("the board went on", lambda: scenario.after_power_cut(bench, board))
-            say("upgraded over the air", lambda: scenario.upgrade(bench, board, software))
-            say("a broken release was taken back", lambda: scenario.broken_upgrade(bench, board, software))
-            edge.stop()
-            shutil.copytree(folder / "fleet" / "miners", folder / "kept" / "miners", ignore=_not_files)
-            say("the ledgers verify on the board", lambda: scenario.ledger_on_board(bench, board))
-            say("shut down in order", board.power_off)
-    say("books and card are in order", lambda: scenario.check_books(bench))
+        stack.enter_context(bench)
+        for act in ACTS[names.index(options.begin or names[0]) :]:
+            say.act = act.name
+            say(act.title, partial(act.play, bench))
+
+
+def _edge(folder: Path) -> Edge:
+    write_digits(folder / "digits.npz")
+    return Edge.found(folder / "fleet", dataset=("--dataset", "npz", "--data", str(folder / "digits.npz")), model=MODEL)
 
 
 def _wheels(folder: Path) -> Path:
@@ -98,7 +134,8 @@ def _wheels(folder: Path) -> Path:
     return place
 
 
-def _card(folder: Path, root: Path, wheels: Path, software: Software, edge: Edge, options: argparse.Namespace) -> Path:
+def _card(card: Path, root: Path, software: Software, edge: Edge, options: argparse.Namespace) -> None:
+    folder = card.parent
     board_folder = folder / DEVICE
     edge.claim(DEVICE, board_folder)
     settings = board_folder / "device.toml"
@@ -110,32 +147,30 @@ def _card(folder: Path, root: Path, wheels: Path, software: Software, edge: Edge
         folder / "digits.npz", [edge.root / "miners" / name / "fold.npz" for name in MINERS], folder / "data.npz"
     )
     vendor_image(root, folder / "data.npz", folder / "vendor.img")
-    said = make_card(folder / "vendor.img", board_folder, wheels, software.board_settings(), folder / "card.img")
+    said = make_card(folder / "vendor.img", board_folder, folder / "wheels", software.board_settings(), card)
     for line in said.values():
         print("    " + line.strip().replace("\n", "\n    "))
     (folder / "vendor.img").unlink()
-    return folder / "card.img"
-
-
-def _not_files(folder: str, names: list[str]) -> set[str]:
-    """Sockets of a stopped fleet."""
-    return {name for name in names if not (Path(folder) / name).is_file() and not (Path(folder) / name).is_dir()}
 
 
 class _Clock:
-    """Says what was done when it is done."""
+    """Says what was done when it is done, and keeps the facts on the disk for a run that goes on later."""
 
-    def __init__(self, facts: dict[str, Any]) -> None:
+    def __init__(self, facts: dict[str, Any], path: Path) -> None:
         self._start_s = time.monotonic()
-        self._acts: list[dict[str, object]] = []
-        facts["acts"] = self._acts
+        self._facts, self._path = facts, path
+        self.act: str | None = None
+        """The act that is being played."""
 
     def __call__(self, what: str, act: Callable[[], _T]) -> _T:
-        begin_s = time.monotonic()
+        begin_s, load = time.monotonic(), os.getloadavg()[0]
         result = act()
         now_s = time.monotonic()
-        self._acts.append({"act": what, "seconds": round(now_s - begin_s)})
-        print(f"{now_s - self._start_s:6.0f} s  {what} ({now_s - begin_s:.0f} s)", flush=True)
+        loads = [round(load, 1), round(os.getloadavg()[0], 1)]
+        self._facts.setdefault("acts", []).append({"act": what, "seconds": round(now_s - begin_s), "load": loads})
+        self._path.write_text(json.dumps(self._facts, indent=2) + "\n", encoding="utf-8")
+        text = f"{now_s - begin_s:.0f} s, load {loads[0]} to {loads[1]}"
+        print(f"{now_s - self._start_s:6.0f} s  {what} ({text})", flush=True)
         return result
 
 
@@ -144,6 +179,12 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m tools.board_test", description="Play the life of a board on an emulated arm64 machine."
     )
     parser.add_argument("--keep", type=Path, help="new folder whose files stay; a temporary one otherwise")
+    parser.add_argument(
+        "--from",
+        dest="begin",
+        choices=[act.name for act in ACTS],
+        help="go on with this act and the files of --keep, after a run that failed",
+    )
     parser.add_argument("--report", type=Path, help="write the facts as JSON")
     parser.add_argument("--memory", type=int, default=512, help="MiB of the board, default 512")
     parser.add_argument(
@@ -156,4 +197,4 @@ def _parser() -> argparse.ArgumentParser:
 if __name__ == "__main__":
     os.umask(0o022)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave no process behind
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -49,6 +49,7 @@ def client_wheel(folder: Path, version: str | None = None, *, breakage: str = ""
         breakage: Python statements that the device's command runs first: a release that must not stay.
     """
     source = folder / f"source-{version or 'tree'}"
+    shutil.rmtree(source, ignore_errors=True)
     names = ("edge_sdk", "coordinator", "firmware_profiles", "setup.cfg", "pyproject.toml", "README.md", "LICENSE")
     for name in names:
         place = ROOT / name

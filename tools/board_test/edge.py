@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable
@@ -42,27 +43,33 @@ class EdgeError(Exception):
 class Edge:
     """Broker with mutual TLS, sequencer, four miners and the registrar. Leaving the context ends them."""
 
-    def __init__(self, root: Path, *, dataset: tuple[str, ...], model: str) -> None:
-        """Found the deployment.
-
-        Args:
-            root: Its folder; ``logs`` lies beside it.
-            dataset: Options of ``flchain miner init`` that say where the folds come from.
-            model: Name of the model.
-        """
+    def __init__(self, root: Path) -> None:
+        """Open the deployment of a folder; ``logs`` lies beside it."""
         self.root = root
         self._logs = root.parent / "logs"
         self._logs.mkdir(parents=True, exist_ok=True)
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._http = {name: int(tomllib.loads(self.config(name).read_text())["http"]["port"]) for name in MINERS}
+
+    @classmethod
+    def found(cls, root: Path, *, dataset: tuple[str, ...], model: str) -> Self:
+        """Found a deployment.
+
+        Args:
+            root: Its folder.
+            dataset: Options of ``flchain miner init`` that say where the folds come from.
+            model: Name of the model.
+        """
         first, *_ = ports = _free_ports(len(MINERS) + 2)
-        self._http = dict(zip(MINERS, ports, strict=False))
         flchain(
             *("miner", "init", str(root), "--task", TASK, "--host", HOST_FOR_BOARD, "--miners", ",".join(MINERS)),
             *("--http-port", str(first), "--broker-port", str(ports[-2]), "--enrolment-port", str(ports[-1])),
             *("--block-size", str(BLOCK_SIZE), "--tau", str(TAU_S), *dataset, "--model", model),
         )
+        edge = cls(root)
         for miner in MINERS:
-            self._use_loopback(self.config(miner))
+            _use_loopback(edge.config(miner))
+        return edge
 
     def __enter__(self) -> Self:
         """Start everything and wait until the miners say that they are ready."""
@@ -166,15 +173,6 @@ class Edge:
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **ONE_THREAD}
             )
 
-    def _use_loopback(self, config: Path) -> None:
-        """Broker and peers of a miner are on this machine; what boards are told stays as it is."""
-        section, lines = "", []
-        for line in config.read_text(encoding="utf-8").splitlines():
-            section = line if line.startswith("[") else section
-            is_ours = section in {"[[broker]]", "[peers]"}
-            lines.append(line.replace(HOST_FOR_BOARD, "127.0.0.1") if is_ours else line)
-        config.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
 
 FLCHAIN: Final = (sys.executable, "-m", "edge_sdk.entry")
 
@@ -189,6 +187,16 @@ def flchain(*arguments: str) -> str:
     if done.returncode != 0:
         raise EdgeError(f"flchain {' '.join(arguments)}: exit status {done.returncode}: {done.stderr.strip()}")
     return done.stdout
+
+
+def _use_loopback(config: Path) -> None:
+    """Broker and peers of a miner are on this machine; what boards are told stays as it is."""
+    section, lines = "", []
+    for line in config.read_text(encoding="utf-8").splitlines():
+        section = line if line.startswith("[") else section
+        is_ours = section in {"[[broker]]", "[peers]"}
+        lines.append(line.replace(HOST_FOR_BOARD, "127.0.0.1") if is_ours else line)
+    config.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _free_ports(count: int) -> range:

@@ -30,7 +30,8 @@ class Hardware:
     cpu: str = "cortex-a72"
     cores: int = 2
     clock: str = "utc"
-    """As qemu's ``-rtc base=``: ``utc``, or the date that a board without a clock battery wakes up in."""
+    """As qemu's ``-rtc base=``: ``utc``, or the date that a board without a clock battery wakes up in; no time server
+    corrects that one."""
 
 
 class Machine:
@@ -101,11 +102,14 @@ class Machine:
 
 
 def _command(hardware: Hardware, socket_file: Path) -> list[str]:
+    kernel_line = "root=/dev/nvme0n1p1 rootfstype=ext4 rw console=ttyAMA0"
+    if hardware.clock != "utc":
+        kernel_line += " systemd.mask=systemd-timesyncd.service"
     return [
         *("/usr/bin/qemu-system-aarch64", "-machine", "virt", "-cpu", hardware.cpu, "-accel", "tcg,thread=multi"),
         *("-smp", str(hardware.cores), "-m", str(hardware.memory_mib), "-nographic", "-no-reboot"),
         *("-monitor", "none", "-serial", "stdio", "-rtc", f"base={hardware.clock},clock=host"),
-        *("-kernel", str(hardware.kernel), "-append", "root=/dev/nvme0n1p1 rootfstype=ext4 rw console=ttyAMA0"),
+        *("-kernel", str(hardware.kernel), "-append", kernel_line),
         *("-drive", f"if=none,id=card,format=raw,file={hardware.disk}", "-device", "nvme,drive=card,serial=card"),
         *("-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),

@@ -1,0 +1,121 @@
+"""The test bench: one board, its card, and the edge servers that it talks to. All acts share it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from edge_sdk.adapters.system_clock import SystemClock
+from tools.board_test.edge import Edge
+from tools.board_test.machine import Hardware, Machine
+from tools.board_test.shell import BoardError
+from tools.board_test.software import Software
+
+STATE: Final = "/var/lib/flchain"
+PROGRAM: Final = "/opt/flchain/current/bin/flchain"
+TRAINING_S: Final = 600.0
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """Leaving the context cuts the board's power."""
+
+    folder: Path
+    edge: Edge
+    software: Software
+    card: Path
+    kernel: Path
+    device_id: str
+    memory_mib: int
+    cpu: str
+    facts: dict[str, Any] = field(default_factory=dict)
+    _machine: Machine | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._machine is not None:
+            self._machine.kill()
+
+    @property
+    def board(self) -> Machine:
+        """The board, which answers; switched on when it is off."""
+        if self._machine is None:
+            return self.power_on()
+        return self._machine
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it is switched on."""
+        return self._machine is not None
+
+    def power_on(self, *, clock: str = "utc") -> Machine:
+        """Switch the board on and wait until it answers; its console log is ``boot-N/console.log``.
+
+        Raises:
+            BoardError: it does not.
+        """
+        assert self._machine is None
+        hardware = Hardware(kernel=self.kernel, disk=self.card, memory_mib=self.memory_mib, cpu=self.cpu, clock=clock)
+        count = len(list(self.folder.glob("boot-*"))) + 1
+        self._machine = Machine(hardware, self.folder / f"boot-{count}")
+        self._machine.wait_for_shell()
+        return self._machine
+
+    def cut_power(self) -> None:
+        """Nothing that the board had not written yet gets onto its card."""
+        if self._machine is not None:
+            self._machine.kill()
+        self._machine = None
+
+    def power_off(self) -> None:
+        """Shut the board down in order.
+
+        Raises:
+            BoardError: it does not end.
+        """
+        if self._machine is not None:
+            self._machine.power_off()
+        self._machine = None
+
+    def status(self) -> dict[str, Any]:
+        """What the device says of itself."""
+        said = self.board.shell.run(f"{PROGRAM} device status --config {STATE}/device.toml")
+        document: dict[str, Any] = json.loads(said)
+        return document
+
+    def version_of_client(self) -> str:
+        """What the installed client says."""
+        return self.board.shell.run(f"{PROGRAM} --version").strip()
+
+    def one_more(self) -> int:
+        """Wait until one more update of the board is merged, and the board runs what came of it; that version.
+
+        The ledger is asked here and the board's record with sed: starting Python on the board takes the time of a job.
+        """
+        goal = self.edge.version() + 1
+        self.edge.until(lambda: self.edge.version() >= goal, f"version {goal}", timeout_s=TRAINING_S)
+        pattern = 's/.*"phase":"install".*"version":\\([0-9]*\\).*/\\1/p'
+        newest = f"sed -n '{pattern}' {STATE}/run.jsonl | sort -n | tail -1"
+        self.board.shell.until(f'test "$({newest})" -ge {goal}', f"the board runs version {goal}", timeout_s=TRAINING_S)
+        return goal
+
+    def set_clock(self) -> None:
+        """Give the board the time of this machine, as a time server would."""
+        self.board.shell.run(f"date -s @{SystemClock().time_s()}")
+
+
+def check(holds: bool, what: str) -> None:  # noqa: FBT001 - reads like the sentence that it is
+    """What must be true of the board.
+
+    Raises:
+        BoardError: it is not.
+    """
+    if not holds:
+        raise BoardError(what)
