@@ -14,7 +14,7 @@ not the links, says what holds: whoever comes next, after a crash or a power cut
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -124,7 +124,9 @@ class JournalFile:
             document = json.loads(data)
             if document.pop("format") != FORMAT:
                 raise CorruptStoreError(f"{self._path}: of another version of the updater")
-            journal = Journal(**{**document, "phase": Phase(document["phase"])})
+            # A newer updater may have noted more; an older client that is published again must find its way on.
+            known = {item.name: document[item.name] for item in fields(Journal) if item.name in document}
+            journal = Journal(**known | {"phase": Phase(document["phase"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptStoreError(f"{self._path}: damaged: {error}") from error
         numbers: tuple[object, ...] = (journal.floor, journal.release, journal.trials)

@@ -166,3 +166,11 @@ def test_damaged_journal_stops_the_updater(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "journal.json").write_bytes(data)
     with pytest.raises(CorruptStoreError):
         JournalFile(tmp_path / "journal.json").read()
+
+
+def test_older_client_goes_on_with_the_journal_of_a_newer_one(tmp_path: Path) -> None:
+    """It is published again under a new number to take a bad release back."""
+    path = tmp_path / "journal.json"
+    JournalFile(path).write(Journal(floor=6))
+    path.write_text(path.read_text().replace('"floor"', '"noted_by_a_newer_one": {"x": 1},\n "floor"'))
+    assert JournalFile(path).read() == Journal(floor=6)
