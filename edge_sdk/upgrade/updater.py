@@ -33,7 +33,7 @@ from edge_sdk.device.first_boot import CLOCK_BUILD_S, must_enrol
 from edge_sdk.errors import ConfigError, StoreError, TransportError, UpgradeError, UpgradeRefusedError
 from edge_sdk.upgrade.config import UpgradeConfig
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
-from edge_sdk.upgrade.journal import TRIALS_MAX, JournalFile, Phase
+from edge_sdk.upgrade.journal import TRIALS_MAX, Journal, JournalFile, Phase
 from edge_sdk.upgrade.metadata import BYTES_MAX, RoleName, Target
 from edge_sdk.upgrade.mirror import Mirror
 from edge_sdk.upgrade.offer import Board, Pass, consider
@@ -163,9 +163,18 @@ class Updater:
             wheels = self._download(mirror, targets, deadline_s)
             if isinstance(wheels, Pass):
                 return wheels
-            self._environments.build(slot, wheels, marker, bytes_max=found.unpacked_bytes)
+            self._build(slot, wheels, marker, release, bytes_max=found.unpacked_bytes)
         failpoints.hit("upgrade.after_build")
         return Prepared(release, slot)
+
+    def _build(self, slot: str, wheels: list[Path], marker: bytes, release: Release, *, bytes_max: int) -> None:
+        """Fill an environment; wheels that cannot be unpacked count against their release, or each pass would try."""
+        try:
+            self._environments.build(slot, wheels, marker, bytes_max=bytes_max)
+        except UpgradeRefusedError as error:
+            journal = self._journal.failed(release.number, f"its wheels: {error}", is_final=False)
+            self._journal = self._journal_file.write(journal)
+            raise
 
     def _is_metered(self) -> bool:
         return self._device.metered_file is not None and self._device.metered_file.exists()
@@ -230,10 +239,11 @@ class Updater:
         with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s) as is_quiet:
             if not is_quiet:
                 return Outcome(Result.NOTHING, f"a job still runs after {self._config.quiet_wait_s} s")
+            # Counted before it runs: one that takes the updater or the power with it must not return every hour.
+            self._journal_file.write(self._failed_test(prepared, "it was cut off"))
             reason = self._self_test(prepared)
             if reason is not None:
-                journal = self._journal.failed(prepared.release.number, f"self-test: {reason}", is_final=False)
-                self._journal = self._journal_file.write(journal)
+                self._journal = self._journal_file.write(self._failed_test(prepared, reason))
                 return Outcome(Result.FAILED, f"{_named(prepared.release)} failed its self-test: {reason}")
             failpoints.hit("upgrade.before_trial")
             self._journal = self._journal.begin_trial(
@@ -241,6 +251,9 @@ class Updater:
             )
             self._start_trial()
         return self._watch()
+
+    def _failed_test(self, prepared: Prepared, reason: str) -> Journal:
+        return self._journal.failed(prepared.release.number, f"self-test: {reason}", is_final=False)
 
     def _self_test(self, prepared: Prepared) -> str | None:
         """Run the new client's own test; what is wrong, None when nothing is."""
