@@ -1,13 +1,15 @@
-"""Self-test of a client that is not running yet: ``NEW/bin/python -I -m edge_sdk.upgrade.probe device.toml``.
+"""Self-test of a client that is not running yet: ``NEW/bin/python -m edge_sdk.upgrade.probe device.toml upgrade.toml``.
 
 Runs in the new environment, as the device's user, beside the old client: imports everything, reads the configuration
 and the state of this board, evaluates its model and takes one training step on a copy in memory. Changes nothing.
+The updater of the new client is tried as far as that user may: a release whose updater is broken would be the last one.
 Prints one JSON object; exit status 0 when all of it worked, 1 with the reason on standard error when not.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import sys
 from contextlib import closing
@@ -25,6 +27,9 @@ from edge_sdk.device.parts import load_genesis
 from edge_sdk.errors import CorruptStoreError, EdgeFLError, NewerStateError
 from edge_sdk.protocol.limits import ARTIFACT_BYTES_MAX
 from edge_sdk.protocol.messages import Genesis, ModelParams
+from edge_sdk.upgrade.config import UpgradeConfig
+from edge_sdk.upgrade.metadata import BYTES_MAX, RoleName
+from edge_sdk.upgrade.trusted import Trusted
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -32,11 +37,11 @@ EXIT_USAGE: Final = 2
 
 def main(argv: list[str]) -> int:
     """Run every check; see the module."""
-    if len(argv) != 1:
-        sys.stderr.write("usage: python -m edge_sdk.upgrade.probe DEVICE.TOML\n")
+    if len(argv) not in {1, 2}:
+        sys.stderr.write("usage: python -m edge_sdk.upgrade.probe DEVICE.TOML [UPGRADE.TOML]\n")
         return EXIT_USAGE
     try:
-        done = probe(Path(argv[0]))
+        done = probe(*map(Path, argv))
     except (EdgeFLError, OSError, ImportError, sqlite3.Error) as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return EXIT_FAILED
@@ -44,8 +49,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def probe(path: Path) -> list[str]:
+def probe(path: Path, upgrade: Path | None = None) -> list[str]:
     """Check what there is; a board that is not enrolled yet has less.
+
+    Args:
+        path: device.toml.
+        upgrade: upgrade.toml; left out where only root may read it.
 
     Returns:
         Names of the checks made.
@@ -57,6 +66,9 @@ def probe(path: Path) -> list[str]:
     _import_everything()
     config = DeviceConfig.load(path)
     done.append("configuration")
+    if upgrade is not None and os.access(upgrade, os.R_OK):
+        _check_updater(upgrade)
+        done.append("updater")
     if config.outbox_file.exists():
         _check_state(config.outbox_file)
         done.append("state")
@@ -81,8 +93,17 @@ def _import_everything() -> None:
     import onnxruntime  # noqa: F401
     import paho.mqtt.client  # noqa: F401
 
+    import edge_sdk.cli_upgrade
     import edge_sdk.device.app
     import edge_sdk.training.trainer  # noqa: F401
+
+
+def _check_updater(path: Path) -> None:
+    """Read what the updater reads first: its configuration and the trust anchor."""
+    config = UpgradeConfig.load(path)
+    anchor = read_file(config.root_file, bytes_max=BYTES_MAX[RoleName.ROOT])
+    if anchor is not None:
+        Trusted(anchor, time_s=0)
 
 
 def _check_state(path: Path) -> None:

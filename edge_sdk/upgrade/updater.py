@@ -258,7 +258,8 @@ class Updater:
     def _self_test(self, prepared: Prepared) -> str | None:
         """Run the new client's own test; what is wrong, None when nothing is."""
         python = self._environments.path(prepared.slot) / "bin" / "python"
-        command = [str(python), "-I", "-m", "edge_sdk.upgrade.probe", str(self._config.device_config.absolute())]
+        files = [str(path.absolute()) for path in (self._config.device_config, self._config.path)]
+        command = [str(python), "-I", "-m", "edge_sdk.upgrade.probe", *files]
         user = _user(self._config.user)
         try:
             done = subprocess.run(

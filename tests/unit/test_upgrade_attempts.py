@@ -73,3 +73,11 @@ def test_self_test_that_passes_costs_no_attempt(
     # The trial itself was the last one, and for its own reason.
     assert board.journal_file.read() == replace(SPENT, attempts={"1": ATTEMPTS_MAX}, held={"1": "it did not come up"})
     assert board.calls() == ["stop", "start", "stop", "start"]
+
+
+def test_self_test_is_given_the_updater_s_configuration_too(
+    publisher: Publisher, board: SmallBoard, tmp_path: Path
+) -> None:
+    publish_small(publisher, tmp_path / "wheels", probe="import sys\nsys.exit(' '.join(sys.argv[1:]))\n", extra={})
+    files = f"{tmp_path / 'device.toml'} {tmp_path / 'upgrade.toml'}"
+    assert pass_of(board) == Outcome(Result.FAILED, f"release 1 (0.2.0) failed its self-test: {files}")
