@@ -14,7 +14,7 @@ import pytest
 from edge_sdk.adapters.health_file import HealthFile, read_health
 from edge_sdk.adapters.quiet import TRAINING, TrainingLock, quiet_time
 from edge_sdk.errors import StoreError, UpgradeRefusedError
-from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
+from edge_sdk.upgrade.environments import COMMITTED, CURRENT, NOT_COMPILED, Environments
 from edge_sdk.upgrade.wheel import Places, unpack
 from tests.support.software import pack_wheel
 
@@ -55,6 +55,20 @@ def test_built_environment_runs_its_script(tmp_path: Path) -> None:
     assert not environments.is_complete("a", b"another")
     assert (environments.path("a") / "share" / "probe.txt").read_text() == "text"
     assert list(environments.path("a").glob("lib/*/site-packages/probe/__pycache__/main.*.pyc"))
+
+
+def test_what_a_device_imports_is_compiled() -> None:
+    """The device may not write where its code lies: it would compile the rest again at each start."""
+    script = (
+        "import sys, edge_sdk.entry, edge_sdk.upgrade.probe as p; p._import_everything()\n"
+        "print(*(m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)), sep='\\n')"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    files = done.stdout.splitlines()
+    assert any("/numpy/lib/" in file for file in files)
+    assert any("/edge_sdk/training/" in file for file in files)
+    assert [file for file in files if NOT_COMPILED.search(file)] == []
+    assert NOT_COMPILED.search("/opt/flchain/a/lib/python3.13/site-packages/numpy/ma/core.py")
 
 
 def test_files_are_where_pip_puts_them(tmp_path: Path) -> None:
