@@ -68,6 +68,9 @@ class Outcome:
     text: str
 
 
+STOPPED: Final = Outcome(Result.NOTHING, "the device is stopped; its software is not changed meanwhile")
+
+
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A release whose environment is built."""
@@ -229,9 +232,8 @@ class Updater:
 
     def _try(self, prepared: Prepared) -> Outcome:
         """Wait for quiet, test, decide to try, switch, watch."""
-        state = self._service.state()
-        if state in {"inactive", "deactivating"}:
-            return Outcome(Result.NOTHING, "the device is stopped; its software is not changed meanwhile")
+        if self._is_stopped():
+            return STOPPED
         health = read_health(self._device.work_dir)
         if health is not None and not health.connected:
             return Outcome(Result.NOTHING, "the device has no connection now: a trial could not tell anything")
@@ -245,12 +247,18 @@ class Updater:
             if reason is not None:
                 self._journal = self._journal_file.write(self._failed_test(prepared, reason))
                 return Outcome(Result.FAILED, f"{_named(prepared.release)} failed its self-test: {reason}")
+            if self._is_stopped():  # by somebody, in the hours of waiting: a trial would start it again
+                self._journal_file.write(self._journal)
+                return STOPPED
             failpoints.hit("upgrade.before_trial")
             self._journal = self._journal.begin_trial(
                 prepared.release.number, prepared.release.version, slot=prepared.slot, former=former
             )
             self._start_trial()
         return self._watch()
+
+    def _is_stopped(self) -> bool:
+        return self._service.state() in {"inactive", "deactivating"}
 
     def _failed_test(self, prepared: Prepared, reason: str) -> Journal:
         return self._journal.failed(prepared.release.number, f"self-test: {reason}", is_final=False)
@@ -292,11 +300,14 @@ class Updater:
         runs_it = health is not None and health.prefix == self._environments.path(slot)
         if self._environments.target(CURRENT) == slot and runs_it:
             return
-        self._service.stop()
-        failpoints.hit("upgrade.after_stop")
-        self._environments.point(CURRENT, slot)
-        failpoints.hit("upgrade.after_link")
-        self._service.start()
+        try:
+            self._service.stop()
+            failpoints.hit("upgrade.after_stop")
+            self._environments.point(CURRENT, slot)
+            failpoints.hit("upgrade.after_link")
+        finally:
+            # Also where the disk refuses the link: a board that runs the other software is better than one that rests.
+            self._service.start()
         failpoints.hit("upgrade.after_start")
 
     # --- finish ---
@@ -361,7 +372,12 @@ class Updater:
             case _:
                 reason = f"it did not connect within {self._config.limit_s} s"
         decided = self._journal.decide_rollback(reason, is_final=verdict is Verdict.CRASHED)
-        self._journal = self._journal_file.write(decided)
+        try:
+            self._journal = self._journal_file.write(decided)
+        except StoreError:
+            # A full disk must not keep running what failed. The journal still says trial: at worst there is another.
+            self._switch(decided.former)
+            raise
         failpoints.hit("upgrade.after_rollback_decision")
         return self._roll_back()
 

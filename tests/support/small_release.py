@@ -21,7 +21,7 @@ from edge_sdk.upgrade.config import UpgradeConfig
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT, Environments
 from edge_sdk.upgrade.journal import JournalFile
 from edge_sdk.upgrade.release import TARGET_NAME, Release, WheelSet
-from tests.support.software import PYTHON, Publisher, RangeServer, pack_wheel
+from tests.support.software import PYTHON, Publisher, pack_wheel
 
 GOOD_TEST: Final = """import json
 print(json.dumps({"version": "0.2.0", "state_schema": 1, "checks": []}))
@@ -54,7 +54,7 @@ def publish_small(publisher: Publisher, folder: Path, *, probe: str = GOOD_TEST,
 class SmallBoard:
     """Folder of a board whose service is three shell commands; ``calls`` holds what was asked of it."""
 
-    def __init__(self, folder: Path, publisher: Publisher, server: RangeServer) -> None:
+    def __init__(self, folder: Path, publisher: Publisher, url: str) -> None:
         self.folder = folder
         self.config = folder / "upgrade.toml"
         self.state = folder / "state"
@@ -76,7 +76,7 @@ class SmallBoard:
         }
         lines = "".join(f"{name} = {json.dumps(command)}\n" for name, command in commands.items())
         self.config.write_text(
-            f'[upgrade]\nurls = ["{server.url}"]\ndevice_config = "device.toml"\nenvironments = "environments"\n'
+            f'[upgrade]\nurls = ["{url}"]\ndevice_config = "device.toml"\nenvironments = "environments"\n'
             f'state_dir = "updater"\nuser = "root"\n[service]\n{lines}[trial]\nquiet_wait_s = 0\n'
         )
 

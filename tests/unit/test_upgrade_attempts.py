@@ -29,7 +29,7 @@ def publisher(tmp_path: Path) -> Publisher:
 def board(tmp_path: Path, publisher: Publisher) -> Iterator[SmallBoard]:
     server = RangeServer(publisher.path)
     with server.running():
-        yield SmallBoard(tmp_path, publisher, server)
+        yield SmallBoard(tmp_path, publisher, server.url)
 
 
 def pass_of(board: SmallBoard) -> Outcome:
