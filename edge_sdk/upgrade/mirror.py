@@ -158,17 +158,19 @@ class Mirror:
 
     def _refresh_from(self, url: str) -> None:
         trusted = self._renewed_root(url)
-        self._check_clock(trusted)
+        self._check_clock(trusted.root.created_s)
         self._take(trusted.update_timestamp, RoleName.TIMESTAMP, self._get(url, "timestamp.json", RoleName.TIMESTAMP))
-        self._check_clock(trusted)
         timestamp = trusted.timestamp
         assert timestamp is not None, "just taken"
+        # Not that of the stored ones before: a publisher whose clock ran ahead once could never be heard again.
+        self._check_clock(timestamp.created_s)
         version = timestamp.snapshot.version
         self._take_or_get(trusted.update_snapshot, RoleName.SNAPSHOT, url, f"{version}.snapshot.json")
         snapshot = trusted.snapshot
         assert snapshot is not None, "just taken"
         version = snapshot.targets.version
         self._take_or_get(trusted.update_targets, RoleName.TARGETS, url, f"{version}.targets.json")
+        self._check_clock(trusted.created_s)
         self.trusted = trusted
 
     def _renewed_root(self, url: str) -> Trusted:
@@ -215,9 +217,9 @@ class Mirror:
     def _stored(self, role: RoleName) -> bytes | None:
         return read_file(self._metadata_dir / f"{role}.json", bytes_max=BYTES_MAX[role])
 
-    def _check_clock(self, trusted: Trusted) -> None:
+    def _check_clock(self, created_s: int) -> None:
         """A clock that stands before the newest signature was never set: it cannot say what has expired."""
-        if self._time_s < trusted.created_s - CLOCK_SKEW_S:
-            days = (trusted.created_s - self._time_s) // 86_400
+        if self._time_s < created_s - CLOCK_SKEW_S:
+            days = (created_s - self._time_s) // 86_400
             text = f"clock: {days} days before the newest signed document; set it (timedatectl set-ntp true)"
             raise UpgradeRefusedError(text, reason="clock")

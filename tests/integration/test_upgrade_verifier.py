@@ -350,6 +350,16 @@ def test_clock_before_the_newest_signature_is_refused(site: Site) -> None:
     assert site.ours() == CONTENT
 
 
+def test_publisher_whose_clock_ran_ahead_is_heard_again(site: Site) -> None:
+    """What it signed then is refused, and its next document replaces it; no key has to be rotated for that."""
+    assert site.ours() == CONTENT
+    site.put(b"from the future", times=Times(NOW_S + 300 * DAY_S))
+    assert site.ours() is None
+    site.put(b"set right")
+    assert site.ours(time_s=NOW_S - 30 * DAY_S) is None
+    assert site.ours() == b"set right"
+
+
 def test_two_timestamps_of_one_version_are_refused(site: Site) -> None:
     """Stricter than python-tuf, which keeps the first one silently."""
     assert site.ours() == CONTENT
