@@ -79,7 +79,8 @@ def unpack(wheel: Path, places: Places, *, bytes_max: int) -> int:
                     _name_interpreter(place, places.python)
             _write_scripts(wheel, archive, places)
             return written
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted
+    # RuntimeError: encrypted; ValueError: a name that is no UTF-8.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise _refused(wheel, str(error)) from error
 
 
@@ -90,6 +91,9 @@ def _place(wheel: Path, info: zipfile.ZipInfo, places: Places) -> Path:
     kind = stat.S_IFMT(info.external_attr >> 16)
     if not is_plain or kind not in {0, stat.S_IFREG}:
         raise _refused(wheel, f"{info.filename[:80]!r} is not a plain file below the environment")
+    if info.compress_type not in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}:
+        # The window of deflate is 32 KiB; an LZMA stream may ask for 4 GiB before it gives a byte.
+        raise _refused(wheel, f"{info.filename[:80]!r} is compressed by method {info.compress_type}")
     if not path.parts[0].endswith(".data"):
         return places.site_packages.joinpath(*path.parts)
     if len(path.parts) < 3:  # NAME.data/KIND/FILE

@@ -168,6 +168,22 @@ def test_bomb_and_damage_are_refused(tmp_path: Path, places: Places) -> None:
         unpack(wheel, places, bytes_max=8 * MIB)
 
 
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compression_that_takes_what_memory_it_likes_is_refused(tmp_path: Path, places: Places, method: int) -> None:
+    wheel = tmp_path / "probe-1-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w", method) as archive:
+        archive.writestr("probe.py", b"")
+    with pytest.raises(UpgradeRefusedError, match=f"compressed by method {method}"):
+        unpack(wheel, places, bytes_max=MIB)
+
+
+def test_name_that_is_no_text_is_refused(tmp_path: Path, places: Places) -> None:
+    wheel = pack_wheel(tmp_path, "probe", "1", {"caf\u00e9.py": b""})
+    wheel.write_bytes(wheel.read_bytes().replace("\u00e9".encode(), b"\xff\xff"))
+    with pytest.raises(UpgradeRefusedError):
+        unpack(wheel, places, bytes_max=MIB)
+
+
 def test_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     environments = Environments(tmp_path)
     bad = pack_wheel(tmp_path / "wheels", "probe", "1", {"../x": b""})
