@@ -7,6 +7,7 @@ from typing import Final
 from coordinator.authoring.gradients import FLOAT_RULES
 from coordinator.authoring.graph import FLOAT, INT8, INT16, INT64, GraphWriter
 from coordinator.authoring.inference import int8_inference
+from coordinator.authoring.layout import channel_major_values
 from coordinator.authoring.quantized import INT8_RULES
 from coordinator.authoring.step import Step, write_backward, write_forward
 from edge_sdk.errors import TrainingError
@@ -100,6 +101,7 @@ def _training_step(
         rule=rule,
         grids=grids,
         trainable=network.trainable_values,
+        channel_major=channel_major_values(network, shapes),
     )
     for spec in network.tensors:
         _declare_states(step, spec)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from coordinator.authoring.arrangement import flatten_forward, reshape_forward
-from coordinator.authoring.gradients import FLOAT_RULES, conv_attributes, max_pool_forward
+from coordinator.authoring.convolutions import conv_attributes
+from coordinator.authoring.gradients import FLOAT_RULES, max_pool_forward
 from coordinator.authoring.graph import FLOAT, INT8, INT32, GraphWriter
 from coordinator.authoring.step import Forward, Step
 from edge_sdk.training.artifact import LOGITS, X, scale_name, state_name

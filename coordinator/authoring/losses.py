@@ -20,7 +20,7 @@ def cross_entropy_forward(step: Step, node: Node) -> str:
     Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567).
     """
     writer, classes = step.writer, step.network.class_count
-    log_p = writer.add("LogSoftmax", step.values[node.inputs[0]], axis=1)
+    log_p = writer.add("LogSoftmax", step.read(node.inputs[0]), axis=1)
     column = writer.add("Unsqueeze", Y, writer.shape(1))
     labels = writer.constant(np.arange(classes, dtype=np.int64).reshape(1, -1))
     wanted = writer.cast(writer.add("Equal", column, labels), FLOAT)
@@ -45,7 +45,7 @@ def cross_entropy_backward(step: Step, node: Node, dy: str) -> None:
 def squared_error_forward(step: Step, node: Node) -> str:
     """Mean squared error: (z - y)^2, mean also over the outputs."""
     writer = step.writer
-    error = writer.add("Sub", step.values[node.inputs[0]], Y)
+    error = writer.add("Sub", step.read(node.inputs[0]), Y)
     share = _share(step, 1.0 / step.network.class_count)
     step.saved[node.output] = (error, share)
     counted = writer.add("Mul", writer.add("Mul", error, error), share)
@@ -62,7 +62,7 @@ def squared_error_backward(step: Step, node: Node, dy: str) -> None:
 
 def binary_forward(step: Step, node: Node) -> str:
     """Binary cross-entropy of logits: max(z, 0) - z y + log(1 + exp(-|z|)), mean also over the outputs."""
-    writer, z = step.writer, step.values[node.inputs[0]]
+    writer, z = step.writer, step.read(node.inputs[0])
     share = _share(step, 1.0 / step.network.class_count)
     step.saved[node.output] = (share,)
     linear = writer.add("Sub", writer.add("Relu", z), writer.add("Mul", z, Y))
@@ -76,7 +76,7 @@ def binary_backward(step: Step, node: Node, dy: str) -> None:
     del dy
     writer = step.writer
     (share,) = step.saved[node.output]
-    difference = writer.add("Sub", writer.add("Sigmoid", step.values[node.inputs[0]]), Y)
+    difference = writer.add("Sub", writer.add("Sigmoid", step.read(node.inputs[0])), Y)
     step.flow(node.inputs[0], writer.add("Mul", difference, _rated(step, share)))
 
 

@@ -20,13 +20,8 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from coordinator.authoring.gradients import (
-    FLOAT_RULES,
-    bias_gradient,
-    conv_attributes,
-    conv_input_gradient,
-    conv_weight_gradient,
-)
+from coordinator.authoring.convolutions import bias_gradient, convolve, input_gradient, weight_gradient
+from coordinator.authoring.gradients import FLOAT_RULES
 from coordinator.authoring.graph import FLOAT
 from coordinator.authoring.step import Rule, Step
 from coordinator.authoring.update import OuterProduct
@@ -62,7 +57,7 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.is_trained(weight):
         step.descend(weight, OuterProduct(writer.add("DequantizeLinear", xq, sx, zx), dy))
     if step.is_trained(bias):
-        step.descend(bias, bias_gradient(step, dy, axes=(0,)))
+        step.descend(bias, bias_gradient(step, node, dy))
 
 
 def conv_forward(step: Step, node: Node) -> str:
@@ -74,7 +69,7 @@ def conv_forward(step: Step, node: Node) -> str:
     kernel = writer.add("Mul", writer.cast(_int8_weight(step, weight), FLOAT), scale)
     step.saved[node.output] = (*quantized, kernel)
     x = writer.add("DequantizeLinear", *quantized)
-    return writer.add("Conv", x, kernel, state_name(bias), **conv_attributes(node))
+    return convolve(step, node, x, kernel, state_name(bias))
 
 
 def conv_backward(step: Step, node: Node, dy: str) -> None:
@@ -82,12 +77,12 @@ def conv_backward(step: Step, node: Node, dy: str) -> None:
     value, weight, bias = node.inputs
     *quantized, kernel = step.saved[node.output]
     if step.needs_gradient(value):
-        _flow_inside(step, value, conv_input_gradient(step, node, dy, kernel))
+        _flow_inside(step, value, input_gradient(step, node, dy, kernel))
     if step.is_trained(weight):
         x = step.writer.add("DequantizeLinear", *quantized)
-        step.descend(weight, conv_weight_gradient(step, node, x, dy))
+        step.descend(weight, weight_gradient(step, node, x, dy))
     if step.is_trained(bias):
-        step.descend(bias, bias_gradient(step, dy, axes=(0, *range(2, 2 + len(node.kernel)))))
+        step.descend(bias, bias_gradient(step, node, dy))
 
 
 def _uint8(step: Step, value: str) -> tuple[str, str, str]:
@@ -95,15 +90,15 @@ def _uint8(step: Step, value: str) -> tuple[str, str, str]:
     writer = step.writer
     grid = step.grids.get(value)
     if grid is None:
-        xq, sx, zx = writer.add_many("DynamicQuantizeLinear", 3, step.values[value])
+        xq, sx, zx = writer.add_many("DynamicQuantizeLinear", 3, step.read(value))
         return xq, sx, zx
     scale, zero = writer.scalar(grid.scale), writer.constant(np.array(grid.zero, np.uint8))
-    return writer.add("QuantizeLinear", step.values[value], scale, zero), scale, zero
+    return writer.add("QuantizeLinear", step.read(value), scale, zero), scale, zero
 
 
 def _flow_inside(step: Step, value: str, gradient: str) -> None:
     """Pass a gradient on, but not to what saturated on a calibrated grid."""
-    writer, x = step.writer, step.values[value]
+    writer, x = step.writer, step.read(value)
     grid = step.grids.get(value)
     if grid is not None:
         clipped = writer.add("Clip", x, *map(writer.scalar, grid.bounds))

@@ -3,6 +3,9 @@
 A rule is a pair. Its forward writes a node and returns the ONNX name of the output. Its backward takes dL/d(output),
 hands the gradients of those of the node's tensors that are not frozen to ``Step.descend``, and passes dL/d(input) on
 with ``Step.flow``. It is called only where something at or before the node is trainable.
+
+A value lies with its batch axis first or with its channels first (``layout``), and its gradient likewise. A rule works
+in the order of its output: ``Step.read`` gives a value in that order, ``Step.flow`` takes a gradient in it.
 """
 
 from __future__ import annotations
@@ -30,7 +33,13 @@ class Step:
     shapes: Mapping[str, tuple[int, ...]]
     is_training: bool
     values: dict[str, str]
-    """ONNX name of each forward value."""
+    """ONNX name of each forward value, in its own order."""
+    channel_major: frozenset[str] = frozenset()
+    """Values whose order is (channel, batch, *space)."""
+    is_channel_major: bool = False
+    """Whether that is the order of the node that is being written."""
+    exchanged: dict[str, str] = field(default_factory=dict)
+    """By value: ONNX name of a copy in the order that is not its own."""
     scheme: Scheme = Scheme.FP32
     rule: UpdateRule = PLAIN_SGD
     grids: Grids = field(default_factory=lambda: NO_GRIDS)
@@ -62,8 +71,27 @@ class Step:
         """Whether something upstream of a value is trainable."""
         return value in self.trainable
 
+    def read(self, value: str) -> str:
+        """ONNX name of a value in the order of the node; a copy in another order is made once."""
+        if (value in self.channel_major) == self.is_channel_major:
+            return self.values[value]
+        if value not in self.exchanged:
+            self.exchanged[value] = self._exchange(value, self.values[value])
+        return self.exchanged[value]
+
+    def shape(self, value: str) -> tuple[int, ...]:
+        """Sizes of a value's axes in the order of the node."""
+        batch, channels, *space = self.shapes[value]
+        return (channels, batch, *space) if self.is_channel_major else (batch, channels, *space)
+
+    def begin(self, node: Node) -> None:
+        """Work in the order of a node's output."""
+        self.is_channel_major = node.output in self.channel_major
+
     def flow(self, value: str, gradient: str) -> None:
-        """Add a part of dL/d(value): several nodes may read the value."""
+        """Add a part of dL/d(value), given in the order of the node: several nodes may read the value."""
+        if (value in self.channel_major) != self.is_channel_major:
+            gradient = self._exchange(value, gradient)
         known = self.gradients.get(value)
         self.gradients[value] = gradient if known is None else self.writer.add("Add", known, gradient)
 
@@ -72,6 +100,9 @@ class Step:
         self.tensor_gradients[tensor] = gradient
         if not self.rule.clip_norm:
             write_updates(self, (tensor,))
+
+    def _exchange(self, value: str, name: str) -> str:
+        return self.writer.transpose(name, 1, 0, *range(2, len(self.shapes[value])))
 
 
 Forward = Callable[[Step, Node], str]
@@ -82,6 +113,7 @@ Rule = tuple[Forward, Backward]
 def write_forward(step: Step, rules: Mapping[Op, Rule], nodes: tuple[Node, ...]) -> None:
     """Write the forward pass of ``nodes`` in order."""
     for node in nodes:
+        step.begin(node)
         step.values[node.output] = rules[node.op][0](step, node)
 
 
@@ -90,6 +122,7 @@ def write_backward(step: Step, rules: Mapping[Op, Rule]) -> None:
     step.gradients[step.network.nodes[-1].output] = ""
     for node in reversed(step.network.nodes):
         if step.needs_gradient(node.output) and node.output in step.gradients:
+            step.begin(node)
             rules[node.op][1](step, node, step.gradients[node.output])
     if step.rule.clip_norm:
         write_updates(step, step.tensor_gradients)

@@ -5,21 +5,27 @@ Each case is x -> convolution -> operator -> Flatten -> Gemm -> loss, so that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.conv_products import is_product
+from coordinator.authoring.layout import channel_major_values
 from coordinator.authoring.zoo import genesis_params
+from edge_sdk.training import numpy_backend
 from edge_sdk.training.artifact import Artifact
 from edge_sdk.training.backend import Batch
 from edge_sdk.training.dropout import DropoutMasks
-from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec
+from edge_sdk.training.network import Network, Node, Op, Role, Scheme, TensorSpec, infer_shapes
 from edge_sdk.training.numpy_backend import NumpyBackend
 from edge_sdk.training.numpy_functions import loss_and_slope
 from edge_sdk.training.onnx_backend import OnnxBackend
@@ -29,6 +35,8 @@ from edge_sdk.training.trainer import Trainer
 
 EXAMPLES = 8
 OUTPUTS = 3
+TIE = 1e-3
+"""Of a step of a grid: nearer to a tie, a float32 sum decides which integer a value becomes."""
 ACTIVATIONS: dict[Op, tuple[float, ...]] = {
     Op.RELU: (),
     Op.CLIP: (-0.25, 0.5),
@@ -157,6 +165,28 @@ def cases(draw: st.DrawFn, op: Op, loss: Op = Op.SOFTMAX_CROSS_ENTROPY) -> Case:
     return Case(layers.finish(value, loss, smoothing), draw(st.integers(1, 4)))
 
 
+@st.composite
+def product_cases(draw: st.DrawFn) -> Case:
+    """Convolutions that are written as products, with a sum, poolings and a convolution of the other order between."""
+    sizes = tuple(draw(st.lists(st.integers(2, 4), min_size=1, max_size=2)))
+    layers = Layers((draw(st.integers(1, 3)), *sizes))
+    channels = draw(st.integers(1, 4))
+    start = layers.mix("x", channels)
+    window = draw(windows(sizes, is_dilated=True))
+    value = layers.conv(layers.add(Op.TANH, start), channels, groups=channels, **window)
+    if draw(st.booleans()):
+        # Both spread over the sizes of the first: one from the same order, one that a node of the other order makes.
+        other = draw(st.sampled_from([start, "x"]))
+        if other == "x":
+            other = layers.conv(other, channels, kernel=sizes, stride=sizes, padding=(0,) * len(sizes))
+        value = layers.add(draw(st.sampled_from([Op.ADD, Op.MUL])), value, layers.add(Op.GLOBAL_AVERAGE_POOL, other))
+    if draw(st.booleans()):
+        window = draw(windows(layers.shapes[value][2:], is_dilated=False))
+        value = layers.add(Op.AVERAGE_POOL, value, counts_padding=draw(st.booleans()), **window)
+    value = layers.mix(layers.add(Op.HARD_SWISH, value), draw(st.integers(1, 3)))
+    return Case(layers.finish(value, Op.SOFTMAX_CROSS_ENTROPY), draw(st.integers((math.prod(sizes) + 1) // 2, 9)))
+
+
 def batch_for(case: Case) -> Batch:
     rng = np.random.default_rng(case.size)
     x = rng.normal(size=(case.size, *case.network.input_shape)).astype(np.float32)
@@ -173,6 +203,10 @@ def start_for(network: Network) -> dict[str, Any]:
         name: value if value.ndim > 1 else rng.normal(0.3, 0.5, value.shape).astype(np.float32)
         for name, value in dequantize(genesis_params(network.tensors, seed=5)).items()
     }
+
+
+def shapes_of(case: Case) -> dict[str, tuple[int, ...]]:
+    return infer_shapes(case.network, batch=case.size)
 
 
 def masks_for(artifact: Artifact) -> dict[str, Any]:
@@ -276,6 +310,16 @@ def test_loss_has_the_gradients_of_torch(loss: Op) -> None:
     settings(max_examples=EXAMPLES)(given(case=cases(Op.TANH, loss))(check_with_torch))()
 
 
+@pytest.mark.torch
+@settings(max_examples=2 * EXAMPLES)
+@given(case=product_cases())
+def test_products_have_the_gradients_of_torch(case: Case) -> None:
+    convolved = {node.output for node in case.network.nodes if is_product(node, shapes_of(case))}
+    assert convolved
+    assert convolved <= channel_major_values(case.network, shapes_of(case))
+    check_with_torch(case)
+
+
 def loss_of(artifact: Artifact, batch: Batch, params: dict[str, Any], masks: dict[str, Any]) -> float:
     """The oracle's forward pass; float64 where the parameters are."""
     run, logits = NumpyBackend(artifact)._forward(batch.x.astype(np.float64), params, {}, masks)
@@ -310,16 +354,41 @@ def test_loss_has_the_slope_of_finite_differences(loss: Op) -> None:
     settings(max_examples=EXAMPLES)(given(case=cases(Op.TANH, loss))(check_with_differences))()
 
 
+@contextmanager
+def distances_to_ties() -> Iterator[list[float]]:
+    """What the oracle quantizes meanwhile: how near to a tie each array comes, in steps of its grid."""
+    found: list[float] = []
+
+    def recorded(values: Any) -> numpy_backend.Quantized:
+        quantized = quantize_dynamic(values)
+        steps = np.append(values, min(values.min(), 0.0)) / quantized.scale  # the zero point is rounded too
+        found.append(float(np.abs(steps % 1 - 0.5).min()))
+        return quantized
+
+    quantize_dynamic = numpy_backend.quantize_dynamic
+    with patch.object(numpy_backend, "quantize_dynamic", recorded):
+        yield found
+
+
 @settings(max_examples=2 * EXAMPLES)
-@given(case=cases(Op.CONV))
+@given(case=cases(Op.CONV) | product_cases())
 def test_grouped_dilated_int8_step_is_the_oracle(case: Case) -> None:
+    """One unit of the state, which is its own rounding, wherever both backends quantize to the same integers.
+
+    They need not where a value lies at a tie: the float32 sums before it differ in their last bits, and one of 255
+    integers more or less moves every gradient behind it, in 1,500 drawn networks by up to 169 units. None of the seven
+    that were off by more than one unit was further from a tie than 2e-6 of a step; sums of the sizes drawn here differ
+    by 255 steps times 2^-24 times a few terms.
+    """
     artifact = build_artifact("drawn", case.network, batch=case.size, scheme=Scheme.INT8)
     params = genesis_params(case.network.tensors, seed=2)
     states = []
-    for backend in ("onnxruntime", "numpy"):
-        trainer = Trainer(artifact, backend=backend)
-        trainer.load(params)
-        states.append(trainer._backend.step(batch_for(case), 0.05, trainer._states, trainer._scales)[0])
+    with distances_to_ties() as distances:
+        for backend in ("onnxruntime", "numpy"):
+            trainer = Trainer(artifact, backend=backend)
+            trainer.load(params)
+            states.append(trainer._backend.step(batch_for(case), 0.05, trainer._states, trainer._scales)[0])
+    assume(min(distances) > TIE)
     for name in states[0]:
         if states[0][name].dtype == np.int16:
             assert np.abs(states[0][name].astype(np.int32) - states[1][name]).max() <= 1
