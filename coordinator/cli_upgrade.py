@@ -8,12 +8,13 @@ from __future__ import annotations
 import argparse
 import datetime as dt
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from coordinator.upgrades.keys import KeyRing, new_key_folder
-from coordinator.upgrades.repository import DEFAULT_DAYS, Repository, Times
+from coordinator.upgrades.repository import DEFAULT_DAYS, Repository, Times, alone
 from coordinator.upgrades.staging import publish, published_release, read_staged, stage
 from coordinator.upgrades.wheels import SetFolder
 from edge_sdk.adapters.system_clock import SystemClock
@@ -28,8 +29,13 @@ DAYS_MAX = 3_650
 def main(argv: Sequence[str]) -> int:
     """Run the command with its arguments."""
     options = _parser().parse_args(argv)
-    commands = {"init": _init, "add": _add, "publish": _publish, "rotate": _rotate, "show": _show}
-    return commands[options.command](options)
+    if options.command == "init":
+        return _init(options)
+    if options.command == "show":
+        return _show(options)
+    changes = {"add": _add, "publish": _publish, "rotate": _rotate}
+    with alone(options.repository):
+        return changes[options.command](options)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,6 +83,7 @@ def _init(options: argparse.Namespace) -> int:
     if not 1 <= threshold <= keys <= ROOT_KEYS_MAX:
         expected = f"expected 1 <= threshold <= keys <= {ROOT_KEYS_MAX}"
         raise ConfigError(f"--root-keys {keys} --root-threshold {threshold}: {expected}")
+    _check_apart(options)
     if len(options.keys) != 1:
         raise ConfigError("--keys: expected one folder at init; move root's keys to another place afterwards")
     times = _times(options)
@@ -107,15 +114,16 @@ def _publish(options: argparse.Namespace) -> int:
     if percent is not None and not 0 <= percent <= 100:
         raise ConfigError(f"--percent {percent}: expected 0..100")
     repository = Repository(options.repository)
-    release = publish(repository, KeyRing(options.keys), _times(options), percent=percent)
+    release = publish(repository, _ring(options), _times(options), percent=percent)
     what = "no release yet" if release is None else f"{_named(release)} for {release.percent} % of the fleet"
     print(f"published: {what}; signatures hold until {repository.timestamp.signed.expires:%Y-%m-%d %H:%M} UTC")
+    _warn(repository)
     return 0
 
 
 def _rotate(options: argparse.Namespace) -> int:
     repository = Repository(options.repository)
-    repository.rotate(KeyRing(options.keys), _times(options), options.role)
+    repository.rotate(_ring(options), _times(options), options.role)
     print(f"root version {repository.root.signed.version}: new keys of {options.role} in {options.keys[0]}")
     print("the old key files are of no use any more: destroy them")
     return 0
@@ -124,6 +132,7 @@ def _rotate(options: argparse.Namespace) -> int:
 def _show(options: argparse.Namespace) -> int:
     repository = Repository(options.repository)
     document = _document(repository, now_s=SystemClock().time_s())
+    _warn(repository)
     if options.json:
         print(json.dumps(document, indent=2))
         return 0
@@ -139,6 +148,29 @@ def _show(options: argparse.Namespace) -> int:
         sets = ", ".join(f"Python {item['python']} {item['machine']}" for item in release["sets"])
         print(f"{what:<10} release {release['release']}: client {release['version']}, {release['percent']} %, {sets}")
     return 0
+
+
+def _warn(repository: Repository) -> None:
+    """Say before boards do that a document ends which the weekly publish cannot renew by itself."""
+    remedies = {
+        RoleName.ROOT: "flchain upgrade rotate --role root renews it",
+        RoleName.TARGETS: "flchain upgrade publish with the key of targets renews it",
+    }
+    for role, days in repository.ending_soon(SystemClock().time_s()).items():
+        when = f"expires in {days} days" if days >= 0 else "has expired"
+        sys.stderr.write(f"flchain upgrade: {role} {when}, and boards take nothing after that: {remedies[role]}\n")
+
+
+def _ring(options: argparse.Namespace) -> KeyRing:
+    _check_apart(options)
+    return KeyRing(options.keys)
+
+
+def _check_apart(options: argparse.Namespace) -> None:
+    """Keys below the repository would be served with it."""
+    for folder in options.keys:
+        if folder.resolve().is_relative_to(options.repository.resolve()):
+            raise ConfigError(f"--keys {folder}: lies in {options.repository}, which is served: expected another place")
 
 
 def _document(repository: Repository, *, now_s: int) -> dict[str, Any]:

@@ -56,6 +56,10 @@ class KeyRing:
             )
         return found
 
+    def has(self, key_ids: Collection[str], threshold: int) -> bool:
+        """Whether enough of a role's keys are at hand to sign for it."""
+        return sum(key_id in self._signers for key_id in key_ids) >= threshold
+
     def create(self, role: str) -> CryptoSigner:
         """Make a new key of a role in the first folder, beside those that it may have had before."""
         folder = self._folders[0]

@@ -13,7 +13,10 @@ leaves files that nothing names; the next one writes over them.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
@@ -39,6 +42,30 @@ DEFAULT_DAYS: Final = {
 CREATED: Final = "x-created-s"
 """Our own field in every document: boards take the latest one as the earliest time that their clock may show."""
 _S = TypeVar("_S", Root, Timestamp, Snapshot, Targets)
+
+
+SOON_DAYS: Final = {RoleName.ROOT: 45, RoleName.TARGETS: 14}
+"""What no weekly ``publish`` renews without keys that are kept elsewhere is spoken of so long before its end."""
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until no other command changes a repository; two of one version would part the fleet.
+
+    The lock is on the folder itself and ends with the process.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"{folder}: {error.strerror}: expected a repository of software") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +121,33 @@ class Repository:
         self.root = Metadata(root)
         self._sign(self.root, ring, RoleName.ROOT)
         self.targets, self.snapshot, self.timestamp = Metadata(Targets()), Metadata(Snapshot()), Metadata(Timestamp())
+        files = self._signed_anew(ring, times, with_targets=True, step=0)
         self._write_root(self.root)
-        self._write(ring, times, first=True)
+        self._write(files)
         return self
 
     def publish(self, ring: KeyRing, times: Times, targets: Mapping[str, TargetFile] | None = None) -> None:
-        """Make new targets visible, or with None renew the life of what is published."""
+        """Make new targets visible, or with None renew the life of what is published.
+
+        What is published keeps its signature of targets, and its life, where the key of targets is not at hand.
+        """
         if targets is not None:
             self.targets.signed.targets = dict(targets)
-        self._write(ring, times)
+        with_targets = targets is not None or self._can_sign(ring, RoleName.TARGETS)
+        self._write(self._signed_anew(ring, times, with_targets=with_targets))
 
     def rotate(self, ring: KeyRing, times: Times, role: RoleName) -> None:
         """Replace every key of a role by a new one; root is signed by its old and by its new keys.
 
         Raises:
-            ConfigError: keys of root or of another role are not at hand.
+            ConfigError: keys of root, snapshot or timestamp are not at hand; nothing is written then.
         """
         old_keys = tuple(self.root.signed.roles[role].keyids)
         old_root = tuple(self.root.signed.roles[RoleName.ROOT].keyids)
         ring.signers(RoleName.ROOT, old_root, self.root.signed.roles[RoleName.ROOT].threshold)
+        for other in {RoleName.SNAPSHOT, RoleName.TIMESTAMP} - {role} if role is not RoleName.ROOT else ():
+            held = self.root.signed.roles[other]
+            ring.signers(other, held.keyids, held.threshold)
         for key_id in old_keys:
             self.root.signed.revoke_key(key_id, role)
         for _ in old_keys:
@@ -121,24 +156,45 @@ class Repository:
         self.root.signed.expires = times.expiry(RoleName.ROOT)
         self.root.signed.unrecognized_fields[CREATED] = times.now_s
         self._sign(self.root, ring, RoleName.ROOT, also=old_root)
-        self._write_root(self.root)
+        files: dict[str, bytes] = {}
         if role is not RoleName.ROOT:
-            self._write(ring, times)
+            files = self._signed_anew(ring, times, with_targets=self._can_sign(ring, RoleName.TARGETS))
+        # All is signed by now. Boards that ask in this moment refuse both, and keep what they have.
+        self._write_root(self.root)
+        self._write(files)
 
-    def _write(self, ring: KeyRing, times: Times, *, first: bool = False) -> None:
-        """Sign targets, snapshot and timestamp anew, hold them against a board's rules, and write them."""
-        step = 0 if first else 1
-        self._renew(self.targets, ring, times, RoleName.TARGETS, step)
-        self.snapshot.signed.meta["targets.json"] = _named(self.targets)
+    def ending_soon(self, now_s: int) -> dict[RoleName, int]:
+        """Days of life that are left, of documents for which somebody has to fetch a key before long."""
+        documents = {RoleName.ROOT: self.root.signed, RoleName.TARGETS: self.targets.signed}
+        days = {role: (int(signed.expires.timestamp()) - now_s) // DAY_S for role, signed in documents.items()}
+        return {role: count for role, count in days.items() if count < SOON_DAYS[role]}
+
+    def _can_sign(self, ring: KeyRing, role: RoleName) -> bool:
+        held = self.root.signed.roles[role]
+        return ring.has(held.keyids, held.threshold)
+
+    def _signed_anew(self, ring: KeyRing, times: Times, *, with_targets: bool, step: int = 1) -> dict[str, bytes]:
+        """Sign snapshot and timestamp, and targets if asked for, and hold them against a board's rules.
+
+        Returns:
+            Files of metadata, the one that makes the others visible last.
+        """
+        files: dict[str, bytes] = {}
+        if with_targets:
+            self._renew(self.targets, ring, times, RoleName.TARGETS, step)
+            self.snapshot.signed.meta["targets.json"] = _named(self.targets)
+            files[f"{self.targets.signed.version}.targets.json"] = targets = _bytes(self.targets)
+        else:
+            targets = self._read(f"{self.targets.signed.version}.targets.json")
         self._renew(self.snapshot, ring, times, RoleName.SNAPSHOT, step)
         self.timestamp.signed.snapshot_meta = _named(self.snapshot)
         self._renew(self.timestamp, ring, times, RoleName.TIMESTAMP, step)
-        files = {
-            f"{self.targets.signed.version}.targets.json": _bytes(self.targets),
-            f"{self.snapshot.signed.version}.snapshot.json": _bytes(self.snapshot),
-            "timestamp.json": _bytes(self.timestamp),
-        }
-        self._check_as_a_board(*files.values(), now_s=times.now_s)
+        files[f"{self.snapshot.signed.version}.snapshot.json"] = snapshot = _bytes(self.snapshot)
+        files["timestamp.json"] = timestamp = _bytes(self.timestamp)
+        self._check_as_a_board(targets, snapshot, timestamp, now_s=times.now_s)
+        return files
+
+    def _write(self, files: Mapping[str, bytes]) -> None:
         sync_directory(self.targets_dir)
         for name, data in files.items():
             write_file(self.metadata_dir / name, data)

@@ -116,6 +116,10 @@ def publish(repository: Repository, ring: KeyRing, times: Times, *, percent: int
         ConfigError: a new release without a percentage, a percentage without a release, or keys are missing.
     """
     staged, current = read_staged(repository), published_release(repository)
+    if staged is not None and current is not None and replace(staged.release, percent=current.percent) == current:
+        # Published by a run that was cut off before it could remove the note: not to be published once more.
+        (repository.folder / STAGED).unlink()
+        staged = None
     if staged is not None:
         if percent is None:
             raise ConfigError("--percent: nothing: expected how much of the fleet takes the new release, 0..100")

@@ -1,11 +1,14 @@
 """The operator's commands: keys, refusals before anything is written, and what ``show`` says."""
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
 
 from coordinator.cli import main
+from coordinator.upgrades.repository import Repository, alone
+from coordinator.upgrades.staging import published_release
 from tests.support.software import MACHINE, PYTHON, Publisher, pack_wheel
 
 OUTBOX = "edge_sdk/adapters/outbox.py"
@@ -129,6 +132,101 @@ def test_root_keys_are_not_needed_to_publish(publisher: Publisher, tmp_path: Pat
     assert main(rotate) == 2
     assert main([*rotate, "--keys", str(offline)]) == 0
     assert publish(publisher) == 0
+
+
+def without(publisher: Publisher, tmp_path: Path, *roles: str) -> Path:
+    """Take keys of some roles away, into a folder of their own."""
+    offline = tmp_path / "offline"
+    offline.mkdir()
+    for role in roles:
+        for path in publisher.keys.glob(f"{role}-*.pem"):
+            path.rename(offline / path.name)
+    return offline
+
+
+def versions(publisher: Publisher) -> dict[str, int]:
+    repository = Repository(publisher.path)
+    documents = (repository.root, repository.targets, repository.snapshot, repository.timestamp)
+    return {metadata.signed.type: metadata.signed.version for metadata in documents}
+
+
+def test_signatures_are_renewed_without_the_key_of_targets(publisher: Publisher, tmp_path: Path) -> None:
+    """What says which software runs is signed by hand, not by the machine that renews every week."""
+    offline = without(publisher, tmp_path, "root", "targets")
+    assert publish(publisher) == 0
+    assert versions(publisher) == {"root": 1, "targets": 1, "snapshot": 2, "timestamp": 2}
+    rotate = ["upgrade", "rotate", str(publisher.path), "--role", "timestamp", "--keys", str(publisher.keys)]
+    assert main([*rotate, "--keys", str(offline)]) == 0
+    assert versions(publisher) == {"root": 2, "targets": 2, "snapshot": 3, "timestamp": 3}
+    folder = wheels(tmp_path / "wheels")
+    assert add(publisher, folder) == 0
+    assert publish(publisher, "--percent", "1") == 2
+    assert publish(publisher, "--percent", "1", "--keys", str(offline)) == 0
+    assert publish(publisher) == 0
+    assert versions(publisher) == {"root": 2, "targets": 3, "snapshot": 5, "timestamp": 5}
+
+
+@pytest.mark.parametrize("role", ["targets", "snapshot", "timestamp"])
+def test_rotation_that_could_not_sign_the_rest_writes_no_root(
+    publisher: Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str], role: str
+) -> None:
+    """Boards would believe the new root and then nothing else."""
+    other = "timestamp" if role == "snapshot" else "snapshot"
+    without(publisher, tmp_path, other)
+    before = sorted(publisher.path.rglob("*")), sorted(publisher.keys.iterdir())
+    assert main(["upgrade", "rotate", str(publisher.path), "--role", role, "--keys", str(publisher.keys)]) == 2
+    assert f"keys of role {other}" in capsys.readouterr().err
+    assert (sorted(publisher.path.rglob("*")), sorted(publisher.keys.iterdir())) == before
+
+
+def test_commands_wait_for_each_other(publisher: Publisher) -> None:
+    """Two documents of one version: boards that saw the one refuse the other."""
+    statuses: list[int] = []
+    second = threading.Thread(target=lambda: statuses.append(publish(publisher)))
+    with alone(publisher.path):
+        second.start()
+        second.join(0.3)
+        assert statuses == []
+        assert versions(publisher)["timestamp"] == 1
+    second.join(60)
+    assert statuses == [0]
+    assert versions(publisher)["timestamp"] == 2
+
+
+def test_keys_below_the_repository_are_refused(publisher: Publisher, capsys: pytest.CaptureFixture[str]) -> None:
+    keys = publisher.path / "keys"
+    publisher.keys.rename(keys)
+    assert main(["upgrade", "publish", str(publisher.path), "--keys", str(keys)]) == 2
+    assert "which is served" in capsys.readouterr().err
+    elsewhere = publisher.path.with_name("another")
+    assert main(["upgrade", "init", str(elsewhere), "--keys", str(elsewhere / "keys")]) == 2
+    assert not elsewhere.exists()
+
+
+def test_release_is_published_once_even_if_its_note_was_left(publisher: Publisher, tmp_path: Path) -> None:
+    """The power went before the note of what is staged was removed; the next renewal is none of a new release."""
+    assert add(publisher, wheels(tmp_path / "wheels")) == 0
+    note = publisher.path / "staged.json"
+    kept = note.read_bytes()
+    assert publish(publisher, "--percent", "5") == 0
+    note.write_bytes(kept)
+    assert publish(publisher) == 0
+    assert not note.exists()
+    release = published_release(Repository(publisher.path))
+    assert release is not None
+    assert (release.number, release.percent) == (1, 5)
+
+
+@pytest.mark.parametrize(("option", "role"), [("--days-root", "root"), ("--days-targets", "targets")])
+def test_document_that_ends_soon_is_spoken_of_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, role: str
+) -> None:
+    path, keys = tmp_path / "repository", tmp_path / "keys"
+    assert main(["upgrade", "init", str(path), "--keys", str(keys), option, "13"]) == 0
+    (keys / "targets-1.pem").unlink()
+    capsys.readouterr()
+    assert main(["upgrade", "publish", str(path), "--keys", str(keys)]) == 0
+    assert capsys.readouterr().err.startswith(f"flchain upgrade: {role} expires in 1")  # 12 or 13: a second passes
 
 
 def test_wheel_that_changed_after_it_was_added_is_refused(
