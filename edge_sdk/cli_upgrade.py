@@ -48,7 +48,8 @@ def main(argv: list[str]) -> int:
             print(json.dumps(Updater(config).status(), indent=2))
             return 0
         with _alone(config.state_dir):
-            outcome = Updater(config).run()
+            updater = Updater(config)
+            outcome = updater.before_device() if options.before_device else updater.run()
     except ConfigError as error:
         print(f"flchain device upgrade: {error}", file=sys.stderr)
         return EXIT_USAGE
@@ -78,5 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="upgrade.toml")
     parser.add_argument("--status", action="store_true", help="print what is installed as JSON, and change nothing")
+    parser.add_argument(
+        "--before-device", action="store_true", help="at a boot: only take back a release that keeps the board down"
+    )
     parser.add_argument("--verbose", action="store_true", help="log more")
     return parser

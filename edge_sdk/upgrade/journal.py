@@ -54,6 +54,8 @@ class Journal:
     former: str = ""
     """Environment to return to."""
     trials: int = 0
+    boots: int = 0
+    """Starts of the board within the trial."""
     reason: str = ""
     """Why it is rolled back."""
     is_final: bool = False
@@ -66,13 +68,26 @@ class Journal:
         """From now on the new environment is the one to start."""
         assert self.phase is Phase.IDLE, self.phase
         return replace(
-            self, phase=Phase.TRIAL, release=release, version=version, slot=slot, former=former, trials=0, reason=""
+            self,
+            phase=Phase.TRIAL,
+            release=release,
+            version=version,
+            slot=slot,
+            former=former,
+            trials=0,
+            boots=0,
+            reason="",
         )
 
     def count_trial(self) -> Journal:
         """One more start of the trial."""
         assert self.phase is Phase.TRIAL, self.phase
         return replace(self, trials=self.trials + 1)
+
+    def count_boot(self) -> Journal:
+        """One more start of the board, before the release on trial starts with it."""
+        assert self.phase is Phase.TRIAL, self.phase
+        return replace(self, boots=self.boots + 1)
 
     def decide_commit(self) -> Journal:
         """The release stays."""
@@ -129,7 +144,7 @@ class JournalFile:
             journal = Journal(**known | {"phase": Phase(document["phase"])})
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise CorruptStoreError(f"{self._path}: damaged: {error}") from error
-        numbers: tuple[object, ...] = (journal.floor, journal.release, journal.trials)
+        numbers: tuple[object, ...] = (journal.floor, journal.release, journal.trials, journal.boots)
         if not all(isinstance(number, int) for number in numbers):
             raise CorruptStoreError(f"{self._path}: damaged: a number is none")
         return journal

@@ -112,6 +112,23 @@ class Updater:
             return Outcome(Result.NOTHING, prepared.why)
         return self._try(prepared)
 
+    def before_device(self) -> Outcome:
+        """Before the device starts with the board: let a release go that keeps the board from coming up.
+
+        The timer comes minutes later, and a release on trial that takes the board down within these minutes would come
+        back with every boot. Only the link is moved here; the next pass finishes.
+        """
+        journal = self._journal
+        if journal.phase is Phase.TRIAL:
+            journal = journal.count_boot()
+            if journal.boots >= TRIALS_MAX:
+                journal = journal.decide_rollback(f"the board went down {journal.boots} times on trial", is_final=True)
+            self._journal = self._journal_file.write(journal)
+        if journal.phase is not Phase.ROLLBACK:
+            return Outcome(Result.NOTHING, "nothing to take back")
+        self._environments.point(CURRENT, journal.former)
+        return Outcome(Result.FAILED, f"release {journal.release} is taken back: {journal.reason}")
+
     def status(self) -> dict[str, Any]:
         """What the journal and the links say."""
         journal, health = self._journal, read_health(self._device.work_dir)

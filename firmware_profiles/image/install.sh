@@ -27,7 +27,7 @@ if [ ! -e "$state/.copied" ]; then
     if [ -e "$seed/wifi.nmconnection" ]; then
         install -D -m 0600 "$seed/wifi.nmconnection" /etc/NetworkManager/system-connections/flchain-wifi.nmconnection
     fi
-    for unit in flchain-device.service flchain-upgrade.service flchain-upgrade.timer; do
+    for unit in flchain-device.service flchain-upgrade.service flchain-upgrade.timer flchain-upgrade-boot.service; do
         install -D -m 0644 "$seed/$unit" "/etc/systemd/system/$unit"
     done
     install -D -m 0644 "$seed/journald.conf" /etc/systemd/journald.conf.d/flchain.conf
@@ -40,7 +40,7 @@ if [ ! -e "$state/.copied" ]; then
         # The first upgrade needs few other wheels than these.
         install -d -m 0700 /var/lib/flchain-upgrade
         ln -sfn "$seed/wheels" /var/lib/flchain-upgrade/wheels
-        systemctl enable flchain-upgrade.timer
+        systemctl enable flchain-upgrade.timer flchain-upgrade-boot.service
     fi
     sync
     touch "$state/.copied"

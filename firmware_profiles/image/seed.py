@@ -24,6 +24,14 @@ EXT_FOLDER: Final = PurePosixPath("var/lib/flchain-seed")
 NOCLOUD_FOLDER: Final = PurePosixPath("var/lib/cloud/seed/nocloud")
 FIRSTBOOT_UNIT: Final = PurePosixPath("etc/systemd/system/flchain-firstboot.service")
 FIRSTBOOT_LINK: Final = PurePosixPath("etc/systemd/system/multi-user.target.wants/flchain-firstboot.service")
+UNITS: Final = (
+    "flchain-device.service",
+    "flchain-upgrade.service",
+    "flchain-upgrade.timer",
+    "flchain-upgrade-boot.service",
+    "journald.conf",
+)
+"""Files of the folder ``systemd`` that ``install.sh`` puts into their places."""
 _FIRSTRUN: Final = """\
 #!/bin/sh
 # Started once by systemd.run= in cmdline.txt, which is taken out again whatever happens: a board must not loop.
@@ -80,7 +88,7 @@ def payload_files(payload: Payload, folder: str) -> Files:
     files[state / payload.identity.claim_name] = Content(f"{payload.claim}\n".encode())
     files[PurePosixPath("install.sh")] = Content(_resource("image", "install.sh"), 0o755)
     files[PurePosixPath(FIRSTBOOT_UNIT.name)] = Content(_firstboot_unit(folder), 0o644)
-    for name in ("flchain-device.service", "flchain-upgrade.service", "flchain-upgrade.timer", "journald.conf"):
+    for name in UNITS:
         files[PurePosixPath(name)] = Content(_resource("systemd", name), 0o644)
     if payload.wifi is not None:
         files[PurePosixPath("wifi.nmconnection")] = Content(_keyfile(payload.wifi))

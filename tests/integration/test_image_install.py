@@ -97,6 +97,7 @@ def test_installs_once_and_leaves_no_claim_in_the_seed(cage: Cage) -> None:
         "/opt/flchain/current/bin/flchain; readlink /opt/flchain/committed\n"
         "stat -c '%n %a %U' /etc/flchain/upgrade.toml\n"
         "readlink /etc/systemd/system/timers.target.wants/flchain-upgrade.timer\n"
+        "readlink /etc/systemd/system/multi-user.target.wants/flchain-upgrade-boot.service\n"
         "stat -c '%n %a' /etc/NetworkManager/system-connections/flchain-wifi.nmconnection\n"
         "readlink /etc/systemd/system/multi-user.target.wants/flchain-device.service\n"
         f"ls {SEED}/state {SEED}/wifi.nmconnection\n"
@@ -106,6 +107,7 @@ def test_installs_once_and_leaves_no_claim_in_the_seed(cage: Cage) -> None:
         assert line in shown
     assert "client runs\na\n/etc/flchain/upgrade.toml 644 root\n/etc/systemd/system/flchain-upgrade.timer\n" in shown
     assert "flchain-wifi.nmconnection 600" in shown
+    assert "/etc/systemd/system/flchain-upgrade-boot.service" in shown
     assert "/etc/systemd/system/flchain-device.service" in shown
     assert f"{SEED}/wifi.nmconnection': No such file" in shown
     assert shown.count("claim.txt") == 1

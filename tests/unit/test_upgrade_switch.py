@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from edge_sdk.cli import main
 from edge_sdk.errors import StoreError
 from edge_sdk.upgrade import updater
 from edge_sdk.upgrade.environments import COMMITTED, CURRENT
-from edge_sdk.upgrade.journal import Journal, Phase
+from edge_sdk.upgrade.journal import TRIALS_MAX, Journal, Phase
 from edge_sdk.upgrade.updater import STOPPED, Updater
 from tests.support.small_release import SmallBoard, publish_small
 from tests.support.software import Publisher, RangeServer
@@ -54,6 +55,30 @@ def test_failed_release_is_taken_back_without_room_for_the_decision(trial: Small
         waiting._watch()
     assert {trial.environments.target(link) for link in (CURRENT, COMMITTED)} == {"a"}
     assert trial.calls() == ["stop", "start"]
+
+
+def test_release_that_keeps_the_board_from_coming_up_is_taken_back(trial: SmallBoard) -> None:
+    """The board goes down before the timer fires, boot after boot: only what runs before the device can end that."""
+    trial.environments.point(CURRENT, "b")
+    trial.journal_file.write(ON_TRIAL.count_trial())
+    for _ in range(TRIALS_MAX - 1):
+        assert main(["upgrade", "--config", str(trial.config), "--before-device"]) == 0
+        assert trial.environments.target(CURRENT) == "b"
+    assert main(["upgrade", "--config", str(trial.config), "--before-device"]) == 1
+    assert trial.environments.target(CURRENT) == "a"
+    assert trial.calls() == []  # the device has not started yet, and nobody waits for it
+    trial.say_health(prefix=trial.environments.path("a"))
+    assert Updater(trial.loaded).run().text == "release 1 is rolled back: the board went down 3 times on trial"
+    assert trial.calls() == []
+    assert list(trial.journal_file.read().held) == ["1"]
+
+
+@pytest.mark.parametrize("journal", [Journal(floor=3), ON_TRIAL.count_trial().decide_commit()])
+def test_boot_without_a_trial_changes_nothing(trial: SmallBoard, journal: Journal) -> None:
+    trial.journal_file.write(journal)
+    assert main(["upgrade", "--config", str(trial.config), "--before-device"]) == 0
+    assert trial.journal_file.read() == journal
+    assert trial.environments.target(CURRENT) == "a"
 
 
 def test_device_that_is_stopped_during_the_self_test_is_left_alone(tmp_path: Path) -> None:
