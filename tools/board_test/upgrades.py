@@ -87,7 +87,10 @@ def cut_while_trying(bench: Bench) -> None:
         timeout_s=UPGRADE_S,
     )
     bench.cut_power()
-    bench.power_on()
+    shell = bench.power_on().shell
+    shell.until(f"systemctl is-active {DEVICE_UNIT}", "the device's service is up", timeout_s=TRAINING_S)
+    journal = json.loads(shell.run(f"cat {UPDATER_STATE}/journal.json"))
+    check((journal["phase"], journal["boots"]) == ("trial", 1), f"after the power cut: {journal}")
     links, client = _links(bench), bench.version_of_client()
     log = upgrade_once(bench)
     status = updater_status(bench)
