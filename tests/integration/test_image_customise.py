@@ -95,8 +95,9 @@ def test_cloudinit_rpi(tmp_path: Path, board: Path) -> None:
     sums = {line[66:]: line[:64] for line in fat(out, "edge/SHA256SUMS").splitlines()}
     numpy_wheel = "numpy-2.4.0-cp313-cp313-manylinux_2_27_aarch64.manylinux_2_28_aarch64.whl"
     assert sums[f"wheels/{numpy_wheel}"] == hashlib.sha256(numpy_wheel.encode() * 1000).hexdigest()
-    assert {"upgrade/upgrade.toml", "upgrade/root.json", "flchain-upgrade.timer"} <= set(sums)
-    assert len(sums) == 17
+    assert {"upgrade/upgrade.toml", "upgrade/root.json"} <= set(sums)
+    assert {"flchain-upgrade.timer", "flchain-upgrade-boot.service"} <= set(sums)
+    assert len(sums) == 18
     check_clean(out, tmp_path)
     assert out.stat().st_mode & 0o777 == 0o600
 
