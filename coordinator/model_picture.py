@@ -13,7 +13,7 @@ mpl.use("Agg")  # no display is needed, and none is asked for
 from matplotlib.figure import Figure
 
 from coordinator.authoring.memory import MIB, peak_memory
-from coordinator.authoring.runtime_plan import plan_run
+from coordinator.authoring.runtime_plan import plan_step
 from edge_sdk.training.artifact import Y
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ _PARTS: Final = (
 
 def draw(artifact: Artifact, path: Path) -> None:
     """Write ``path`` (PNG) and ``*.csv`` beside it: node, operator, output, bytes alive."""
-    plan = plan_run(artifact.train_onnx)
+    plan = plan_step(artifact)
     figure = Figure(figsize=(12, 6.4), layout="constrained")
     grid = figure.add_gridspec(1, 2, width_ratios=(2.6, 1.0))
     _draw_lives(figure.add_subplot(grid[0, 0]), plan, _forward_nodes(plan))

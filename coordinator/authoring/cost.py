@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from coordinator.authoring.runtime_plan import plan_run
+from coordinator.authoring.runtime_plan import plan_step
 from edge_sdk.training.artifact import LOSS
 from edge_sdk.training.network import Op, infer_shapes
 
@@ -80,7 +80,7 @@ def step_cost(artifact: Artifact) -> StepCost:
 
 def _graph_bytes(artifact: Artifact) -> tuple[int, int]:
     """Bytes of the state in and out, and the peak of all other tensors."""
-    plan = plan_run(artifact.train_onnx)
+    plan = plan_step(artifact)
     state = {name: size for name, size in plan.inputs.items() if name.endswith((".state", ".scale"))}
     results = sum(size for name, size in plan.outputs.items() if name != LOSS)
     return sum(state.values()) + results, sum(plan.inputs.values()) - sum(state.values()) + max(plan.lives())

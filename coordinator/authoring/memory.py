@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from coordinator.authoring.arena import Arena, Piece
 from coordinator.authoring.numpy_record import numpy_step_bytes
-from coordinator.authoring.runtime_plan import RuntimePlan, plan_run
+from coordinator.authoring.runtime_plan import RuntimePlan, plan_step
 from edge_sdk.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def peak_memory(artifact: Artifact, *, backend: str = "onnxruntime") -> PeakMemo
         TrainingError: a backend whose memory is not modelled.
     """
     if backend == "onnxruntime":
-        plan = plan_run(artifact.train_onnx)
+        plan = plan_step(artifact)
         session, tensors = _NODE_BYTES * len(plan.steps), arena_bytes(plan)
     elif backend == "numpy":
         session, tensors = 0, numpy_step_bytes(artifact)

@@ -14,12 +14,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 import onnx
-from onnx import helper, numpy_helper, shape_inference
 
-from edge_sdk.errors import TrainingError
+from coordinator.authoring.runtime_preparation import prepare
+from coordinator.authoring.runtime_tensors import Tensor, graph_tensors
 
 if TYPE_CHECKING:
-    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from collections.abc import Iterable
+
+    from onnx import GraphProto, NodeProto
+
+    from edge_sdk.training.artifact import Artifact
 
 _SAME_BYTES: Final = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
 _IN_PLACE: Final = frozenset(
@@ -27,21 +31,6 @@ _IN_PLACE: Final = frozenset(
 )
 _SEGMENT_BYTES: Final = 64 * 1024
 """Columns that a convolution gathers at a time where its output is larger than its number of filters."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    """Sizes of the axes, and bytes of an element."""
-
-    shape: tuple[int, ...]
-    item_bytes: int
-    is_foreseen: bool = True
-    """Whether the runtime knows the shape before it runs; else it reuses nothing for it."""
-
-    @property
-    def size_bytes(self) -> int:
-        """Of the whole tensor."""
-        return math.prod(self.shape) * self.item_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,16 +139,27 @@ class _Planner:
                 self.ended_at[owner] = place
 
 
-def plan_run(graph_onnx: bytes) -> RuntimePlan:
+def plan_step(artifact: Artifact) -> RuntimePlan:
+    """Plan a training step of an artifact."""
+    return plan_run(artifact.train_onnx, frozen=artifact.frozen_inputs)
+
+
+def plan_run(graph_onnx: bytes, *, frozen: Iterable[str] = ()) -> RuntimePlan:
     """Plan a run of a serialized graph.
+
+    Args:
+        graph_onnx: The graph.
+        frozen: Inputs that the session has as constants.
 
     Raises:
         TrainingError: a tensor has no fixed shape.
     """
-    graph, tensors = _tensors(onnx.load_model_from_string(graph_onnx))
+    graph, tensors = graph_tensors(onnx.load_model_from_string(graph_onnx))
     returned = {value.name for value in graph.output}
-    given = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    constants = {*frozen, *(tensor.name for tensor in graph.initializer)}
     nodes, renamed = _without_ends(graph, returned)
+    nodes = prepare(nodes, tensors, constants)
+    given = {value.name for value in graph.input} | constants
     uses = Counter(name for node in nodes for name in node.input if name)
     planner = _Planner(tensors, frozenset(given | set(renamed)), uses)
     taken = [planner.visit(place, node) for place, node in enumerate(nodes)]
@@ -196,42 +196,6 @@ def _without_ends(graph: GraphProto, returned: set[str]) -> tuple[list[NodeProto
     return nodes, results
 
 
-def _tensors(model: ModelProto) -> tuple[GraphProto, dict[str, Tensor]]:
-    """Every tensor of the graph; shapes behind a MaxUnpool are ours alone, the runtime learns them while it runs."""
-    foreseen = {value.name for value in _values(model.graph)}
-    graph = shape_inference.infer_shapes(model, strict_mode=True).graph
-    foreseen |= {value.name for value in _values(graph)}
-    constants = {constant.name: constant for constant in graph.initializer}
-    for node in graph.node:
-        if node.op_type == "MaxUnpool":
-            sizes = numpy_helper.to_array(constants[node.input[2]])
-            element = next(value.type.tensor_type.elem_type for value in _values(graph) if value.name == node.input[0])
-            model.graph.value_info.append(helper.make_tensor_value_info(node.output[0], element, sizes.tolist()))
-            graph = shape_inference.infer_shapes(model, strict_mode=True).graph
-    tensors = {}
-    for value in _values(graph):
-        kind = value.type.tensor_type
-        shape = tuple(size.dim_value for size in kind.shape.dim)
-        tensors[value.name] = Tensor(shape, _item_bytes(kind.elem_type), value.name in foreseen)
-    for constant in graph.initializer:
-        tensors[constant.name] = Tensor(tuple(constant.dims), _item_bytes(constant.data_type))
-    for node in graph.node:
-        for name in node.output:
-            if name and name not in tensors:
-                raise TrainingError(f"graph {graph.name}: tensor {name} has no fixed shape")
-    return graph, tensors
-
-
-def _values(graph: GraphProto) -> list[ValueInfoProto]:
-    """Values whose shape is known in every axis."""
-    return [
-        value
-        for value in (*graph.input, *graph.output, *graph.value_info)
-        if value.type.tensor_type.HasField("shape")
-        and all(size.HasField("dim_value") for size in value.type.tensor_type.shape.dim)
-    ]
-
-
 def _workspace(node: NodeProto, tensors: dict[str, Tensor]) -> int:
     """Bytes that a convolution takes for the columns of one image and group.
 
@@ -250,7 +214,3 @@ def _workspace(node: NodeProto, tensors: dict[str, Tensor]) -> int:
     groups = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     gathered = columns * positions * item_bytes
     return gathered if weight[0] // groups > positions else min(gathered, _SEGMENT_BYTES)
-
-
-def _item_bytes(kind: int) -> int:
-    return int(helper.tensor_dtype_to_np_dtype(kind).itemsize)

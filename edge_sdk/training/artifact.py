@@ -246,6 +246,13 @@ class Artifact:
         return tuple(names)
 
     @property
+    def frozen_inputs(self) -> tuple[str, ...]:
+        """Those that hold what no step changes: states and scales of the frozen tensors."""
+        frozen = [spec for spec in self.network.tensors if not spec.is_trainable]
+        scales = (scale_name(spec.name) for spec in frozen if self.is_quantized(spec))
+        return (*(state_name(spec.name) for spec in frozen), *scales)
+
+    @property
     def int8_inputs(self) -> tuple[str, ...]:
         """Names that the int8 inference graph takes: states of weights are int8 whatever the scheme trains."""
         names = [X]

@@ -26,6 +26,7 @@ from edge_sdk.training.artifact import (
     state_name,
 )
 from edge_sdk.training.backend import NO_MASKS, NO_NOISE
+from edge_sdk.training.graph_constants import with_constants
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -35,8 +36,11 @@ if TYPE_CHECKING:
     from edge_sdk.training.backend import Batch
 
 _ERRORS_ONLY = 3
-_REORDERING: Final = ["ConvActivationFusion", "GemmActivationFusion", "MatMulIntegerToFloatFusion"]
+_REORDERING: Final = ["GemmActivationFusion", "MatMulIntegerToFloatFusion"]
 """Optimizers that put a fused node at the end of the order, behind everything that could wait."""
+_ACTIVATIONS: Final = "ConvActivationFusion"
+"""Another one; but behind a frozen convolution nothing else could run, and there an activation of its own takes two
+changes of layout."""
 _NO_QUANTIZED_PAIRS: Final = "session.disable_quant_qdq"
 """With it the runtime puts no pair of QuantizeLinear and DequantizeLinear around what it moves."""
 GPU_BYTES_MAX: Final = 512 * 1024 * 1024
@@ -86,6 +90,8 @@ class OnnxBackend:
         self._artifact = artifact
         self._device = device
         self._training: onnxruntime.InferenceSession | None = None
+        self._frozen: dict[str, npt.NDArray[Any]] = {}
+        """What ``_training`` has as constants, by input."""
         self._evaluation: onnxruntime.InferenceSession | None = None
         self._inference: onnxruntime.InferenceSession | None = None
 
@@ -99,10 +105,6 @@ class OnnxBackend:
         noise: Mapping[str, npt.NDArray[np.float32]] = NO_NOISE,
     ) -> tuple[dict[str, npt.NDArray[Any]], float]:
         """See ``Backend.step``."""
-        if self._training is None:
-            self._training = _session(
-                self._artifact.train_onnx, self._artifact.train_inputs, self._artifact.train_outputs, self._device
-            )
         feed: dict[str, npt.NDArray[Any]] = {
             X: batch.x,
             Y: batch.y,
@@ -113,9 +115,8 @@ class OnnxBackend:
         feed.update((scale_name(name), scale) for name, scale in scales.items())
         feed.update((mask_name(name), mask) for name, mask in masks.items())
         feed.update(noise)
-        outputs = dict(
-            zip(self._artifact.train_outputs, self._training.run(self._artifact.train_outputs, feed), strict=True)
-        )
+        session = self._training_session({name: feed.pop(name) for name in self._artifact.frozen_inputs})
+        outputs = dict(zip(self._artifact.train_outputs, session.run(self._artifact.train_outputs, feed), strict=True))
         moved = {name: outputs.get(next_name(name), state) for name, state in states.items()}
         return moved, float(outputs[LOSS])
 
@@ -148,10 +149,27 @@ class OnnxBackend:
     def release(self) -> None:
         """See ``Backend.release``."""
         self._training = self._evaluation = self._inference = None
+        self._frozen = {}
+
+    def _training_session(self, frozen: dict[str, npt.NDArray[Any]]) -> onnxruntime.InferenceSession:
+        """The session of the step, with the frozen tensors as its constants; another one if they are others."""
+        if self._training is None or not _are_equal(frozen, self._frozen):
+            self._training = None  # the old one goes first: two need twice the memory
+            artifact = self._artifact
+            inputs = tuple(name for name in artifact.train_inputs if name not in frozen)
+            graph = with_constants(artifact.train_onnx, frozen)
+            self._training = _session(graph, inputs, artifact.train_outputs, self._device, has_constants=bool(frozen))
+            self._frozen = frozen
+        return self._training
+
+
+def _are_equal(one: dict[str, npt.NDArray[Any]], other: dict[str, npt.NDArray[Any]]) -> bool:
+    """Whether the same names have the same values; in a job they are the same arrays."""
+    return all(array is other[name] or np.array_equal(array, other[name]) for name, array in one.items())
 
 
 def _session(
-    graph: bytes, inputs: tuple[str, ...], outputs: tuple[str, ...], device: str
+    graph: bytes, inputs: tuple[str, ...], outputs: tuple[str, ...], device: str, *, has_constants: bool = False
 ) -> onnxruntime.InferenceSession:
     """Build a session and check that its inputs and outputs are those of the contract.
 
@@ -170,7 +188,10 @@ def _session(
     options.add_session_config_entry(_NO_QUANTIZED_PAIRS, "1")
     wanted = [name for name, _ in _PROVIDERS[device]]
     session = onnxruntime.InferenceSession(
-        graph, options, providers=[*_PROVIDERS[device], _CPU], disabled_optimizers=_REORDERING
+        graph,
+        options,
+        providers=[*_PROVIDERS[device], _CPU],
+        disabled_optimizers=_REORDERING if has_constants else [*_REORDERING, _ACTIVATIONS],
     )
     started = session.get_providers()
     if started[: len(wanted)] != wanted:  # the runtime falls back without an error

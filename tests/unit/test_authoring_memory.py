@@ -80,6 +80,27 @@ def test_workspace_of_a_convolution_is_the_columns_of_an_image() -> None:
     assert few.steps[0].workspace_bytes == 64 * 1024  # gathered in parts
 
 
+def test_frozen_convolutions_work_on_blocks_of_channels() -> None:
+    sizes = {"x": [2, 3, 6, 6], "w": [24, 3, 3, 3], "v": [8, 24, 1, 1], "t": [8, 8, 1, 1], "b": [24], "c": [8]}
+    nodes = [
+        helper.make_node("Mul", ["w", "w"], ["k"]),  # depends on constants alone: not in a run
+        helper.make_node("Conv", ["x", "k", "b"], ["h1"]),  # 3 channels are read as they lie
+        helper.make_node("Relu", ["h1"], ["h2"]),  # part of the convolution
+        helper.make_node("Conv", ["h2", "v", "c"], ["h3"]),
+        helper.make_node("Conv", ["h3", "t", "c"], ["h4"]),  # its kernel is trained
+        helper.make_node("Add", ["h3", "h4"], ["h5"]),
+        helper.make_node("Identity", ["h5"], ["out"]),
+    ]
+    graph = serialized(nodes, sizes, {"out": [2, 8, 4, 4]})
+    plan = plan_run(graph, frozen=("w", "v", "b", "c"))
+    operators = [step.operator for step in plan.steps]
+    assert operators == ["BlockedConv", "BlockedConv", "ReorderOutput", "Conv", "Add"]
+    blocks = 4 * 2 * 4 * 4 * 16  # bytes of a block of 16 channels at 4x4 positions of 2 examples
+    assert list(plan.sizes.values()) == [2 * blocks, blocks, blocks // 2, blocks // 2, blocks // 2]
+    usual = [step.operator for step in plan_run(graph).steps]
+    assert usual == ["Mul", "Conv", "Relu", "Conv", "Conv", "Add"]
+
+
 def test_arena_grows_in_regions_and_counts_touched_pages() -> None:
     arena = Arena()
     first = arena.take(100_000)
