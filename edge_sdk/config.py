@@ -181,7 +181,8 @@ def load(path: Path, schema: Schema) -> Values:
         ConfigError: one line, ``FILE: [section] key = found: expected ...``.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(CONFIG_BYTES_MAX + 1)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}: expected a TOML file") from error
     return parse(data, schema, path=path)
@@ -194,7 +195,7 @@ def parse(data: bytes, schema: Schema, *, path: Path) -> Values:
         ConfigError: as ``load``.
     """
     if len(data) > CONFIG_BYTES_MAX:
-        raise ConfigError(f"{path}: {len(data)} bytes: expected at most {CONFIG_BYTES_MAX}")
+        raise ConfigError(f"{path}: longer than {CONFIG_BYTES_MAX} bytes: expected at most that")
     try:
         document = tomllib.loads(data.decode("utf-8"))
     except RecursionError as error:

@@ -27,6 +27,7 @@ log: Final = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S: Final = 10.0
 READ_BYTES: Final = 64 * 1024
+REASON_CHARS_MAX: Final = 300
 _FETCH_TRIES: Final = 2
 """Requests to one server for one file: the second starts from zero, when what was there turned out to be false."""
 
@@ -185,8 +186,9 @@ class HttpFiles:
 
 
 def why(error: Exception) -> str:
-    """What to say of a failed request."""
-    return str(error) or type(error).__name__
+    """What to say of a failed request: one line, though a false status line of 64 kB is part of http.client's text."""
+    text = str(error) or type(error).__name__
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:REASON_CHARS_MAX])
 
 
 def _hang_up(connected: socket.socket) -> None:

@@ -113,3 +113,11 @@ def test_example_names_every_key_and_loads_once_filled() -> None:
             assert f"{key.name} =" in text
     filled = text.replace("\nid =", '\nid = "a"').replace("\nhost =", '\nhost = "h"')
     assert parse(filled.encode(), SCHEMA, path=Path("d.toml")).table("device").number("interval_s") == 2.5
+
+
+def test_file_without_an_end_is_not_read_to_it(tmp_path: Path) -> None:
+    """The updater reads device.toml as root, and the file belongs to the device's user."""
+    endless = tmp_path / "endless.toml"
+    endless.symlink_to("/dev/zero")
+    with pytest.raises(ConfigError, match="longer than"):
+        load(endless, SCHEMA)

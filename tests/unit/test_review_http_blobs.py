@@ -1,6 +1,7 @@
 """A miner that answers, but never comes to an end."""
 
 import hashlib
+import http.client
 import http.server
 import socket
 import threading
@@ -13,6 +14,7 @@ import pytest
 
 from edge_sdk.adapters import http_blobs
 from edge_sdk.adapters.http_blobs import HttpBlobs
+from edge_sdk.adapters.http_files import REASON_CHARS_MAX, why
 from edge_sdk.errors import TransportError
 from edge_sdk.protocol.digest import sha256
 
@@ -86,3 +88,10 @@ def test_a_trickled_outcome_ends(trickler: str, monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(TransportError):
         HttpBlobs().outcome((trickler,), sha256(b"update"))
     assert time.monotonic() - started_s < TIMEOUT_S
+
+
+def test_reason_of_a_failure_is_one_short_line() -> None:
+    """A status line is the server's own text, and goes into logs and onto terminals."""
+    error = http.client.BadStatusLine("\x1b[2J" + "x" * 60_000)
+    assert why(error) == "?[2J" + "x" * (REASON_CHARS_MAX - 4)
+    assert why(TimeoutError()) == "TimeoutError"
