@@ -83,7 +83,7 @@ def check_disk(host: Host, disk: Disk, demand: Demand) -> None:
             TargetRefusal.TOO_LARGE,
             f"{disk.path}: {disk.size_bytes} bytes, more than a card has ({demand.size_bytes_max}): see --max-gb",
         )
-    if demand.serial is not None and demand.serial != disk.serial:
+    if demand.serial is not None and (demand.serial != disk.serial or not demand.serial):
         raise _refused(TargetRefusal.SERIAL, f"{disk.path}: has serial {disk.serial or 'none'}, not {demand.serial}")
     if not disk.is_pluggable and not (demand.is_fixed_allowed and demand.serial is not None):
         raise _refused(
@@ -157,7 +157,10 @@ def open_file(host: Host, path: Path) -> Medium:
         TargetRefusedError: it cannot be opened for writing, or is another one by now.
     """
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, OUTPUT_MODE)
+        try:  # O_EXCL follows no link to a place where a file is to be
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OUTPUT_MODE)
+        except FileExistsError:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise _refused(TargetRefusal.READ_ONLY, f"{path}: {error.strerror}") from error
     medium = Medium(host, descriptor, name=str(path), is_block=False)

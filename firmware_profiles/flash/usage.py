@@ -50,7 +50,7 @@ def mounts(host: Host) -> tuple[Mount, ...]:
     with (host.proc / "self" / "mountinfo").open("rb") as file:
         text = file.read(MOUNTINFO_BYTES_MAX).decode("utf-8", "surrogateescape")
     found = []
-    for line in text.splitlines():
+    for line in filter(None, text.split("\n")):  # splitlines knows more ends of a line than the kernel: in a label, say
         before, _, after = line.partition(" - ")
         fields, rest = before.split(" "), after.split(" ")
         found.append(

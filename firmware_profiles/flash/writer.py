@@ -27,6 +27,8 @@ def write(image: Survey, medium: Medium, *, phase: Phase) -> None:
     """
     first = min(FIRST_BYTES, image.content_bytes)
     medium.write_at(0, bytes(first))
+    # Now, not when the kernel likes: until then a power cut leaves the old table over new content.
+    medium.flush(offset=first)
     begin: list[tuple[int, bytes]] = []
     advance = phase("writing", image.mapped_bytes)
     for piece, data in image.content():

@@ -103,7 +103,9 @@ def customise(
 def _copy(image: Path, out: Path, advance: Advance) -> int:
     """Unpack; blocks of zeros become holes."""
     total = 0
-    descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, PRIVATE_MODE)
+    # What a run that was cut off left; never through a link, and never a file that others could read already.
+    out.unlink(missing_ok=True)
+    descriptor = os.open(out, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, PRIVATE_MODE)
     with open(descriptor, "wb") as file:  # noqa: PTH123 - a descriptor with its mode
         for data in stream(image, sniff(image), bytes_max=CONTENT_BYTES_MAX):
             for start in range(0, len(data), _HOLE):

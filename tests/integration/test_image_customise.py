@@ -123,6 +123,21 @@ def test_customised_image_is_flashed_by_its_manifest(tmp_path: Path, board: Path
     assert TOKEN not in (tmp_path / "log").read_text()
 
 
+def test_what_lies_in_the_place_of_the_copy_is_not_written_into(tmp_path: Path, board: Path) -> None:
+    """A link leads out of the folder, and a file of others would let them read the claim."""
+    vendor = vendor_image(tmp_path, root_files=CLOUD)
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    (tmp_path / "out.img.partial").symlink_to(victim)
+    assert customise(vendor, board, tmp_path / "out.img") == 0
+    assert victim.read_text() == "kept"
+    (tmp_path / "second.img.partial").touch(mode=0o666)
+    assert customise(vendor, board, tmp_path / "second.img") == 0
+    for name in ("out.img", "second.img"):
+        assert not (tmp_path / name).is_symlink()
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o600
+
+
 def test_firstrun(tmp_path: Path, board: Path) -> None:
     vendor = vendor_image(tmp_path, root_files={})
     out = tmp_path / "out.img"

@@ -15,6 +15,7 @@ from firmware_profiles.flash.host import DeviceNumber, Host
 from firmware_profiles.flash.progress import Progress
 from firmware_profiles.flash.run_log import RunLog
 from firmware_profiles.flash.session import WriteOrder, write_image
+from firmware_profiles.flash.target import open_file
 from firmware_profiles.flash.usage import member_signature
 from tests.support.fake_disks import DISK_BYTES, MMC, SATA, FakeMachine, mbr, raw_image
 
@@ -209,6 +210,13 @@ def test_3_root_card_of_a_board_is_mmc_and_still_refused(machine: FakeMachine, i
     assert refusal(order(image, node), machine.host, node) is TargetRefusal.SYSTEM_DISK
 
 
+def test_4_mount_point_with_an_odd_letter_is_still_one_line(machine: FakeMachine, image: Path) -> None:
+    """The kernel escapes line feeds; a label may hold what only Unicode takes for the end of a line."""
+    node = machine.add_disk("sdb", "8:16")
+    machine.mount("8:16", "/media/a\u2028b", "/dev/sdb")
+    assert refusal(order(image, node), machine.host, node) is TargetRefusal.MOUNTED
+
+
 def test_4_mounted(machine: FakeMachine, image: Path) -> None:
     node = machine.add_disk("sdb", "8:16", partitions={"sdb1": "8:17"})
     machine.mount("8:17", "/media/my\\040card", "/dev/sdb1")
@@ -279,6 +287,14 @@ def test_6_marked_removable_is_pluggable_on_any_bus(machine: FakeMachine, image:
 def test_7_other_serial(machine: FakeMachine, image: Path) -> None:
     node = machine.add_disk("sdb", "8:16", serial="CARD-8")
     assert refusal(order(image, node), machine.host, node) is TargetRefusal.SERIAL
+
+
+@pytest.mark.parametrize("is_fixed_allowed", [False, True])
+def test_7_empty_serial_names_no_disk(machine: FakeMachine, image: Path, *, is_fixed_allowed: bool) -> None:
+    """A script whose variable is empty, and a disk that tells no serial: that is no agreement."""
+    node = machine.add_disk("sdb", "8:16", serial="", place=SATA if is_fixed_allowed else MMC)
+    attempt = WriteOrder(image=image, target=node, serial="", is_confirmed=True, is_fixed_allowed=is_fixed_allowed)
+    assert refusal(attempt, machine.host, node) is TargetRefusal.SERIAL
 
 
 def test_7_yes_alone_is_a_usage_error(machine: FakeMachine, image: Path) -> None:
@@ -375,6 +391,14 @@ def test_file_target(machine: FakeMachine, image: Path, tmp_path: Path) -> None:
     assert out.stat().st_mode & 0o777 == 0o600
     assert refusal(WriteOrder(image=image, target=out), machine.host, out) is TargetRefusal.FILE_EXISTS
     assert refusal(WriteOrder(image=image, target=image), machine.host, image) is TargetRefusal.IS_IMAGE
+
+
+def test_link_that_appears_after_the_check_makes_no_file(machine: FakeMachine, tmp_path: Path) -> None:
+    """In a folder of others, a file of root's would come to be wherever the link leads."""
+    (tmp_path / "out.img").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(TargetRefusedError):
+        open_file(machine.host, tmp_path / "out.img")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_file_that_swaps_or_backs_a_loop_device(machine: FakeMachine, image: Path, tmp_path: Path) -> None:
