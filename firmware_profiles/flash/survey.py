@@ -144,13 +144,12 @@ def _cut(stream_: Iterator[bytes], ranges: tuple[MappedRange, ...]) -> Iterator[
     for data in stream_:
         position = 0
         while position < len(data):
-            if not rest:
-                position = len(data)
+            left_out = len(data) if not rest else min(len(data), rest[-1].start - offset)
+            if left_out > position:
+                _check_zeros(data[position:left_out], offset + position)
+                position = left_out
                 continue
             here = rest[-1]
-            if offset + position < here.start:
-                position = min(len(data), here.start - offset)
-                continue
             absolute = offset + position
             edge = min(here.end, (absolute // CHUNK_BYTES + 1) * CHUNK_BYTES)
             taken = data[position : position + edge - absolute]
@@ -164,3 +163,11 @@ def _cut(stream_: Iterator[bytes], ranges: tuple[MappedRange, ...]) -> Iterator[
         offset += len(data)
     if buffer:
         yield offset - len(buffer), bytes(buffer)
+
+
+def _check_zeros(data: bytes, offset: int) -> None:
+    """What a block map leaves out is a hole of the image: otherwise the map, which nobody signs, would drop content."""
+    if data.count(0) != len(data):
+        raise ImageRefusedError(
+            ImageRefusal.BAD_BLOCK_MAP, f"the image has data in bytes {offset} to {offset + len(data)}, its map none"
+        )

@@ -32,6 +32,11 @@ class LyingMedium(Medium):
         super().__init__(Host(), descriptor, name="card", is_block=False)
         self.lie = lie
         self.writes: list[tuple[int, int]] = []
+        self.writes_at_flush: list[int] = []
+
+    def flush(self, *, offset: int) -> None:
+        self.writes_at_flush.append(len(self.writes))
+        super().flush(offset=offset)
 
     def write_at(self, offset: int, data: bytes) -> None:
         self.writes.append((offset, len(data)))
@@ -66,6 +71,7 @@ def verify(image: Survey, card: Path) -> None:
 def test_first_mebibyte_is_wiped_first_and_written_last(image: Path, card: Path) -> None:
     medium = write(survey(image, bytes_max=LIMIT), card)
     assert medium.writes[0] == (0, FIRST_BYTES)
+    assert medium.writes_at_flush[0] == 1  # gone from the card before anything else is on it
     assert medium.writes[-1] == (0, FIRST_BYTES)
     assert medium.writes[1] == (FIRST_BYTES, CHUNK_BYTES - FIRST_BYTES)
     assert card.read_bytes() == image.read_bytes() + b"\xee" * 4096
@@ -174,8 +180,30 @@ def bmap_text(image: bytes, ranges: list[tuple[int, int]], *, version: str = "2.
 RANGES = [(0, 3), (300, 1500), (2048, 2049), (2559, 2559)]
 
 
-def test_holes_of_a_block_map_are_neither_written_nor_compared(image: Path, card: Path, tmp_path: Path) -> None:
+def make_holes(image: Path) -> bytes:
+    """Leave zeros in an image where no range is; its content then."""
     content = image.read_bytes()
+    sparse = bytearray(len(content))
+    for first, last in RANGES:
+        sparse[first * 4096 : (last + 1) * 4096] = content[first * 4096 : (last + 1) * 4096]
+    image.write_bytes(sparse)
+    return bytes(sparse)
+
+
+@pytest.mark.parametrize("block", [4, 299, 1501, 2558])
+def test_block_map_that_leaves_data_out_is_refused(image: Path, tmp_path: Path, block: int) -> None:
+    """The image is known by its digest, the map by nothing: it must not decide what reaches the card."""
+    content = bytearray(make_holes(image))
+    content[block * 4096 + 7] = 1
+    image.write_bytes(content)
+    (tmp_path / "map").write_bytes(bmap_text(bytes(content), RANGES))
+    with pytest.raises(ImageRefusedError, match="its map none") as caught:
+        survey(image, bytes_max=LIMIT, block_map=load_block_map(tmp_path / "map"))
+    assert caught.value.reason is ImageRefusal.BAD_BLOCK_MAP
+
+
+def test_holes_of_a_block_map_are_neither_written_nor_compared(image: Path, card: Path, tmp_path: Path) -> None:
+    content = make_holes(image)
     (tmp_path / "map").write_bytes(bmap_text(content, RANGES))
     found = survey(image, bytes_max=LIMIT, block_map=load_block_map(tmp_path / "map"))
     assert found.mapped_bytes == 4096 * (4 + 1201 + 2 + 1)
