@@ -66,7 +66,7 @@ def probe(path: Path, upgrade: Path | None = None) -> list[str]:
     _import_everything()
     config = DeviceConfig.load(path)
     done.append("configuration")
-    if upgrade is not None and os.access(upgrade, os.R_OK):
+    if upgrade is not None and _may_read(upgrade):
         _check_updater(upgrade)
         done.append("updater")
     if config.outbox_file.exists():
@@ -99,11 +99,16 @@ def _import_everything() -> None:
 
 
 def _check_updater(path: Path) -> None:
-    """Read what the updater reads first: its configuration and the trust anchor."""
+    """Read what the updater reads first, as far as the device's user may: its configuration and the trust anchor."""
     config = UpgradeConfig.load(path)
-    anchor = read_file(config.root_file, bytes_max=BYTES_MAX[RoleName.ROOT])
+    anchor = read_file(config.root_file, bytes_max=BYTES_MAX[RoleName.ROOT]) if _may_read(config.root_file) else None
     if anchor is not None:
         Trusted(anchor, time_s=0)
+
+
+def _may_read(path: Path) -> bool:
+    """Whether this user may read a file that belongs to the updater."""
+    return os.access(path, os.R_OK)
 
 
 def _check_state(path: Path) -> None:

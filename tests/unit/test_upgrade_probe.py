@@ -1,5 +1,6 @@
 """The self-test of a new client holds the updater to account too: a release that broke it would be the last one."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -46,3 +47,13 @@ def test_updater_that_cannot_use_what_the_board_has_fails(
     (tmp_path / name).write_text(text)
     assert main(files) == 1
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["upgrade.toml", "root.json"])
+def test_file_that_only_root_may_read_is_not_held_against_the_release(
+    files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / name).write_text("unreadable")
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name and allowed(path, mode))
+    assert main(files) == 0
