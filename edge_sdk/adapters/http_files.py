@@ -95,7 +95,7 @@ class HttpFiles:
         raise TransportError("; ".join(failures) or "no miner is configured or announced")
 
     def get(self, url: str, name: str, *, bytes_max: int, timeout_s: float) -> bytes | None:
-        """Content of a small file, None for 404.
+        """Content of a small file, None for 404, and for 403, which object stores answer to a name that is not there.
 
         Raises:
             TransportError: the server does not answer with it, in time, within ``bytes_max``.
@@ -109,7 +109,7 @@ class HttpFiles:
         with self._connection(url, time.monotonic() + timeout_s) as connection:
             connection.request("GET", _prefix(url) + name)
             response = connection.getresponse()
-            if response.status == http.HTTPStatus.NOT_FOUND:
+            if response.status in {http.HTTPStatus.NOT_FOUND, http.HTTPStatus.FORBIDDEN}:
                 return None
             if response.status != http.HTTPStatus.OK:
                 raise TransportError(f"status {response.status}")

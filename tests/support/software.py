@@ -153,6 +153,7 @@ class RangeServer:
         self.folder = folder
         self.break_after_bytes: int | None = None
         self.is_silent = False
+        self.missing_status = 404
         self.before_answer: Callable[[str], None] | None = None
         self.requests: list[tuple[str, str | None]] = []
         """Path and Range header."""
@@ -173,7 +174,7 @@ class RangeServer:
                     return
                 path = outer.folder / self.path.lstrip("/")
                 if not path.is_file():
-                    self.send_error(404)
+                    self.send_error(outer.missing_status)
                     return
                 data = path.read_bytes()
                 start = int(header.removeprefix("bytes=").rstrip("-")) if header else 0
