@@ -78,7 +78,13 @@ class Tasks:
         return e.ModelTested(self.now_ms(), effect.version)
 
     def train(self, base: PinnedBase) -> e.Event | None:
-        """Run or resume a job; not while the software of this board is changed."""
+        """Run or resume a job, with the artifact in its place; not while the software of this board is changed."""
+        try:
+            self._fetch_artifact(
+                self._config.miner_urls
+            )  # lost since the model came: in a fleet at rest no other comes
+        except (TransportError, StoreError) as error:
+            return None if self._stopping.is_set() else e.TrainingFailed(self.now_ms(), base.version, str(error))
         with self._training_lock.held(self._stopping) as is_free:
             return self._train(base) if is_free else None
 

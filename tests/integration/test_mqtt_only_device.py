@@ -108,6 +108,17 @@ def test_an_artifact_that_is_not_there_comes_again(site: tuple[RealFleet, LossyL
     assert status == 0, findings
 
 
+def test_an_artifact_lost_while_the_board_was_off_comes_before_the_job(site: tuple[RealFleet, LossyLink]) -> None:
+    """It starts with the newest model installed, and nobody else makes a newer one that the artifact could come with."""
+    fleet, _ = site
+    fleet.terminate(DEVICE)
+    path = fleet.devices[DEVICE].folder / "artifact.flm"
+    path.unlink()
+    fleet.start(DEVICE)
+    fleet.until(path.exists, "the artifact is there again")
+    fleet.until_merged_again(DEVICE)
+
+
 def test_the_books_balance(site: tuple[RealFleet, LossyLink]) -> None:
     fleet, _ = site
     fleet.stop()
