@@ -273,7 +273,9 @@ class RealFleet:
                     return
             except sqlite3.OperationalError:
                 pass
-            assert time.monotonic() < deadline_s, f"not within {seconds:g} s: {what}; ended: {self.ended()}"
+            if time.monotonic() >= deadline_s:
+                self.show_logs()
+                raise AssertionError(f"not within {seconds:g} s: {what}; ended: {self.ended()}")
             time.sleep(_POLL_S)
 
     def until_progress(self, *, blocks: int = 1, miners: tuple[str, ...] = ()) -> None:
