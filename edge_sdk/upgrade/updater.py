@@ -16,7 +16,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, Final
@@ -45,6 +45,8 @@ from edge_sdk.upgrade.trial import Seen, Trial, Verdict
 log: Final = logging.getLogger(__name__)
 
 LOOK_S: Final = 1.0
+LOOK_AGAIN_S: Final = 600.0
+"""After a longer wait for a job the release may have been withdrawn, or its signatures have ended."""
 SPARE_BYTES: Final = 32 * 1024 * 1024
 """Left free beside downloads and environment: the device's state grows meanwhile."""
 COMPILED_SHARE: Final = 1.5
@@ -69,6 +71,18 @@ class Outcome:
 
 
 STOPPED: Final = Outcome(Result.NOTHING, "the device is stopped; its software is not changed meanwhile")
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A release for this board, and where its wheels come from."""
+
+    mirror: Mirror
+    info: Target
+    release: Release
+    wheels: WheelSet
+    deadline_s: float
+    """Monotonic; of all downloads of this pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +161,8 @@ class Updater:
 
     # --- look and prepare ---
 
-    def _prepare(self) -> Prepared | Pass:
-        """Find, download and build what this board is to run."""
+    def _look(self) -> Offer | Pass:
+        """Find what this board is to run."""
         if must_enrol(self._device):
             return Pass("the device is not enrolled yet: a trial could not tell anything")
         if self._is_metered():
@@ -171,21 +185,35 @@ class Updater:
             raise UpgradeRefusedError(f"{TARGET_NAME}: {info.length} bytes", reason="length")
         release = read_release(mirror.fetch(info, timeout_s=self._left_s(deadline_s)).read_bytes())
         found = consider(release, self._board(), floor=self._journal.floor, held=self._journal.held)
-        if isinstance(found, Pass):
-            return found
-        targets = [mirror.trusted.target(name) for name in found.wheels]
+        return found if isinstance(found, Pass) else Offer(mirror, info, release, found, deadline_s)
+
+    def _prepare(self) -> Prepared | Pass:
+        """Find, download and build what this board is to run."""
+        offer = self._look()
+        if isinstance(offer, Pass):
+            return offer
+        mirror, release = offer.mirror, offer.release
+        targets = [mirror.trusted.target(name) for name in offer.wheels.wheels]
         # Wheels stay for the next release: it brings a new client, and mostly the same dependencies.
-        mirror.keep_only([info, *targets])
+        mirror.keep_only([offer.info, *targets])
         slot, marker = self._environments.free(), _marker(release, targets)
         if not self._environments.is_complete(slot, marker):
             self._environments.clear(slot)  # what it holds is of no use, and takes the room
-            self._check_room(mirror.missing_bytes(targets), found)
-            wheels = self._download(mirror, targets, deadline_s)
+            self._check_room(mirror.missing_bytes(targets), offer.wheels)
+            wheels = self._download(mirror, targets, offer.deadline_s)
             if isinstance(wheels, Pass):
                 return wheels
-            self._build(slot, wheels, marker, release, bytes_max=found.unpacked_bytes)
+            self._build(slot, wheels, marker, release, bytes_max=offer.wheels.unpacked_bytes)
         failpoints.hit("upgrade.after_build")
         return Prepared(release, slot)
+
+    def _changed_since(self, prepared: Prepared) -> str | None:
+        """Why a release is not tried any more that was offered before a long wait; None where it still is."""
+        offer = self._look()
+        if isinstance(offer, Pass):
+            return offer.why
+        is_same = replace(offer.release, percent=prepared.release.percent) == prepared.release
+        return None if is_same else f"{_named(offer.release)} is published by now, and has its turn at the next pass"
 
     def _build(self, slot: str, wheels: list[Path], marker: bytes, release: Release, *, bytes_max: int) -> None:
         """Fill an environment; wheels that cannot be unpacked count against their release, or each pass would try."""
@@ -254,10 +282,12 @@ class Updater:
         health = read_health(self._device.work_dir)
         if health is not None and not health.connected:
             return Outcome(Result.NOTHING, "the device has no connection now: a trial could not tell anything")
-        former = self._environments.running()
+        former, began_s = self._environments.running(), time.monotonic()
         with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s) as is_quiet:
             if not is_quiet:
                 return Outcome(Result.NOTHING, f"a job still runs after {self._config.quiet_wait_s} s")
+            if time.monotonic() - began_s > LOOK_AGAIN_S and (why := self._changed_since(prepared)) is not None:
+                return Outcome(Result.NOTHING, why)
             # Counted before it runs: one that takes the updater or the power with it must not return every hour.
             self._journal_file.write(self._failed_test(prepared, "it was cut off"))
             reason = self._self_test(prepared)
@@ -291,6 +321,7 @@ class Updater:
                 command,
                 capture_output=True,
                 text=True,
+                errors="replace",  # a runtime that breaks down may say anything
                 check=False,
                 timeout=self._config.test_s,
                 stdin=subprocess.DEVNULL,
@@ -306,7 +337,7 @@ class Updater:
         try:
             said = json.loads(done.stdout)
             found = (said["version"], said["state_schema"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return "the self-test printed no result"
         expected = (prepared.release.version, prepared.release.state_schema)
         return None if found == expected else f"it is version and schema {found}, the release says {expected}"

@@ -26,10 +26,15 @@ def publisher(tmp_path: Path) -> Publisher:
 
 
 @pytest.fixture
-def board(tmp_path: Path, publisher: Publisher) -> Iterator[SmallBoard]:
+def server(publisher: Publisher) -> Iterator[RangeServer]:
     server = RangeServer(publisher.path)
     with server.running():
-        yield SmallBoard(tmp_path, publisher, server.url)
+        yield server
+
+
+@pytest.fixture
+def board(tmp_path: Path, publisher: Publisher, server: RangeServer) -> SmallBoard:
+    return SmallBoard(tmp_path, publisher, server.url)
 
 
 def pass_of(board: SmallBoard) -> Outcome:
@@ -73,6 +78,30 @@ def test_self_test_that_passes_costs_no_attempt(
     # The trial itself was the last one, and for its own reason.
     assert board.journal_file.read() == replace(SPENT, attempts={"1": ATTEMPTS_MAX}, held={"1": "it did not come up"})
     assert board.calls() == ["stop", "start", "stop", "start"]
+
+
+def test_release_that_is_withdrawn_while_a_job_is_waited_for_is_not_tried(
+    publisher: Publisher, board: SmallBoard, server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may take hours; 0 % stops a release for every board that has not begun its trial."""
+    monkeypatch.setattr(updater, "LOOK_AGAIN_S", -1.0)  # any wait is a long one
+    publish_small(publisher, tmp_path / "wheels", extra={})
+
+    def withdraw(path: str) -> None:
+        if path.endswith("timestamp.json") and any(name.endswith(".whl") for name, _ in server.requests):
+            server.before_answer = None
+            publisher.publish(percent=0)
+
+    server.before_answer = withdraw
+    assert "is for 0 % of the fleet by now" in pass_of(board).text
+    assert board.calls() == []
+    assert board.journal_file.read() == Journal()
+
+
+def test_self_test_may_say_what_is_no_text(publisher: Publisher, board: SmallBoard, tmp_path: Path) -> None:
+    probe = "import os\nos.write(2, b'broken \\xff')\nos._exit(1)\n"
+    publish_small(publisher, tmp_path / "wheels", probe=probe, extra={})
+    assert pass_of(board) == Outcome(Result.FAILED, "release 1 (0.2.0) failed its self-test: broken \ufffd")
 
 
 def test_self_test_is_given_the_updater_s_configuration_too(
