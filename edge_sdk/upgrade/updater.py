@@ -9,11 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import platform
-import pwd
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
@@ -39,6 +36,7 @@ from edge_sdk.upgrade.mirror import Mirror
 from edge_sdk.upgrade.offer import Board, Pass, consider
 from edge_sdk.upgrade.release import BYTES_MAX as RELEASE_BYTES_MAX
 from edge_sdk.upgrade.release import TARGET_NAME, Release, WheelSet, read_release
+from edge_sdk.upgrade.self_test import SelfTest, rights_of
 from edge_sdk.upgrade.service import Service
 from edge_sdk.upgrade.trial import Seen, Trial, Verdict
 
@@ -51,7 +49,6 @@ SPARE_BYTES: Final = 32 * 1024 * 1024
 """Left free beside downloads and environment: the device's state grows meanwhile."""
 COMPILED_SHARE: Final = 1.5
 """Unpacked wheels with their compiled modules, of unpacked wheels alone."""
-_PROBE_CHARS_MAX: Final = 400
 
 
 class Result(Enum):
@@ -282,6 +279,8 @@ class Updater:
         health = read_health(self._device.work_dir)
         if health is not None and not health.connected:
             return Outcome(Result.NOTHING, "the device has no connection now: a trial could not tell anything")
+        files = (self._config.device_config, self._config.path)
+        test = SelfTest(files, rights_of(self._config.user), self._config.test_s)
         former, began_s = self._environments.running(), time.monotonic()
         with quiet_time(self._device.work_dir, wait_s=self._config.quiet_wait_s) as is_quiet:
             if not is_quiet:
@@ -290,7 +289,8 @@ class Updater:
                 return Outcome(Result.NOTHING, why)
             # Counted before it runs: one that takes the updater or the power with it must not return every hour.
             self._journal_file.write(self._failed_test(prepared, "it was cut off"))
-            reason = self._self_test(prepared)
+            reason = test.run(self._environments.path(prepared.slot), prepared.release)
+            failpoints.hit("upgrade.after_self_test")
             if reason is not None:
                 self._journal = self._journal_file.write(self._failed_test(prepared, reason))
                 return Outcome(Result.FAILED, f"{_named(prepared.release)} failed its self-test: {reason}")
@@ -309,38 +309,6 @@ class Updater:
 
     def _failed_test(self, prepared: Prepared, reason: str) -> Journal:
         return self._journal.failed(prepared.release.number, f"self-test: {reason}", is_final=False)
-
-    def _self_test(self, prepared: Prepared) -> str | None:
-        """Run the new client's own test; what is wrong, None when nothing is."""
-        python = self._environments.path(prepared.slot) / "bin" / "python"
-        files = [str(path.absolute()) for path in (self._config.device_config, self._config.path)]
-        command = [str(python), "-I", "-m", "edge_sdk.upgrade.probe", *files]
-        user = _user(self._config.user)
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                errors="replace",  # a runtime that breaks down may say anything
-                check=False,
-                timeout=self._config.test_s,
-                stdin=subprocess.DEVNULL,
-                cwd="/",
-                env={"OMP_NUM_THREADS": "1", "PATH": os.defpath},
-                **user,
-            )
-        except (OSError, subprocess.TimeoutExpired) as error:
-            return str(error)[:_PROBE_CHARS_MAX]
-        failpoints.hit("upgrade.after_self_test")
-        if done.returncode:
-            return " ".join(done.stderr.split())[-_PROBE_CHARS_MAX:] or f"status {done.returncode}"
-        try:
-            said = json.loads(done.stdout)
-            found = (said["version"], said["state_schema"])
-        except (ValueError, TypeError, KeyError, RecursionError):
-            return "the self-test printed no result"
-        expected = (prepared.release.version, prepared.release.state_schema)
-        return None if found == expected else f"it is version and schema {found}, the release says {expected}"
 
     def _switch(self, slot: str) -> None:
         """Let the service run from an environment, unless it does already."""
@@ -457,14 +425,3 @@ def _marker(release: Release, targets: list[Target]) -> bytes:
 
 def _named(release: Release) -> str:
     return f"release {release.number} ({release.version})"
-
-
-def _user(name: str) -> dict[str, Any]:
-    """Arguments of subprocess that drop root's rights; none where we have none to drop."""
-    if os.geteuid() != 0:
-        return {}
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError as error:
-        raise ConfigError(f"[upgrade] user = {name!r}: expected a user of this system") from error
-    return {"user": entry.pw_uid, "group": entry.pw_gid, "extra_groups": []}

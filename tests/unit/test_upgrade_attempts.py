@@ -1,5 +1,6 @@
 """A release that cannot be built or tested is not tried for ever, whatever its attempts take down with them."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_sdk.errors import UpgradeRefusedError
+from edge_sdk.errors import ConfigError, UpgradeRefusedError
 from edge_sdk.upgrade import updater
 from edge_sdk.upgrade.journal import ATTEMPTS_MAX, Journal
 from edge_sdk.upgrade.updater import Outcome, Result, Updater
@@ -95,6 +96,18 @@ def test_release_that_is_withdrawn_while_a_job_is_waited_for_is_not_tried(
     server.before_answer = withdraw
     assert "is for 0 % of the fleet by now" in pass_of(board).text
     assert board.calls() == []
+    assert board.journal_file.read() == Journal()
+
+
+def test_mistake_in_the_configuration_is_not_held_against_the_release(
+    publisher: Publisher, board: SmallBoard, tmp_path: Path
+) -> None:
+    if os.geteuid():
+        pytest.skip("not root: there are no rights to drop")
+    publish_small(publisher, tmp_path / "wheels", extra={})
+    board.config.write_text(board.config.read_text().replace('user = "root"', 'user = "nobody-of-this-name"'))
+    with pytest.raises(ConfigError, match="nobody-of-this-name"):
+        pass_of(board)
     assert board.journal_file.read() == Journal()
 
 
