@@ -109,9 +109,9 @@ def test_an_artifact_that_is_not_there_comes_again(site: tuple[RealFleet, LossyL
 
 
 def test_an_artifact_lost_while_the_board_was_off_comes_before_the_job(site: tuple[RealFleet, LossyLink]) -> None:
-    """It starts with the newest model installed, and nobody else makes a newer one that the artifact could come with."""
+    """Nothing is on its way and the newest model is installed: no newer one comes that the artifact could come with."""
     fleet, _ = site
-    fleet.terminate(DEVICE)
+    fleet.die_at(DEVICE, "device.after_switch")
     path = fleet.devices[DEVICE].folder / "artifact.flm"
     path.unlink()
     fleet.start(DEVICE)
