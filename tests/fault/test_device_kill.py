@@ -27,6 +27,8 @@ ONE_PER_ARROW = (
     "device.before_settle_commit",
     "device.after_settle_commit",
 )
+QUICK_ELSEWHERE = ("device.before_switch", "device.mid_training:3", "device.mid_chunks", "device.before_settle_commit")
+"""Have their quick case in test_fleet_kills."""
 AGAIN = (
     "device.after_fetch:2",
     "device.mid_stage:2",
@@ -96,7 +98,10 @@ def kill_and_go_on(world: tuple[FakeMiners, DeviceProcess], failpoint: str) -> N
     check_books(miners, device)
 
 
-@pytest.mark.parametrize("failpoint", ONE_PER_ARROW)
+@pytest.mark.parametrize(
+    "failpoint",
+    [pytest.param(point, marks=pytest.mark.slow) if point in QUICK_ELSEWHERE else point for point in ONE_PER_ARROW],
+)
 def test_killed_once(world: tuple[FakeMiners, DeviceProcess], failpoint: str) -> None:
     kill_and_go_on(world, failpoint)
 

@@ -1,7 +1,8 @@
 """One miner of four is silent, or lies in scores, receipts or roots: the others go on, and it is named.
 
 The lies are told by a real miner process, one after the other by the same one, to real devices. What names the liar is
-a row of every honest miner's ledger; silence is only logged, since it may be the network's.
+a row of every honest miner's ledger; silence is only logged, since it may be the network's. The quick suite tells the
+same lies to scripted devices, in test_miner_fleet.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from coordinator.ledger.state import EvidenceKind
 from coordinator.ledger.store import LedgerStore
 from tests.support.real_fleet import RealFleet
 
-pytestmark = [pytest.mark.network, pytest.mark.fault, pytest.mark.usefixtures("mosquitto_path")]
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.fault, pytest.mark.usefixtures("mosquitto_path")]
 
 LIAR: Final = "miner-4"
 HONEST: Final = ("miner-1", "miner-2", "miner-3")

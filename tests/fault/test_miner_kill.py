@@ -32,11 +32,12 @@ POINTS = (
     "miner.before_height:3",
     "miner.after_height:3",
 )
-ONE_EACH = ("miner.after_row", "miner.before_commit_tx", "miner.after_model", "miner.after_height:3")
+QUICK = ("miner.after_row", "miner.after_height:3")
+"""The other arrows of the way have their quick case in test_fleet_kills."""
 
 
 @pytest.mark.parametrize(
-    "point", [point if point in ONE_EACH else pytest.param(point, marks=pytest.mark.slow) for point in POINTS]
+    "point", [point if point in QUICK else pytest.param(point, marks=pytest.mark.slow) for point in POINTS]
 )
 def test_killed_at_a_failpoint_and_restarted(point: str) -> None:
     async def scenario() -> None:

@@ -100,7 +100,7 @@ def test_the_embedded_broker_carries_the_demo_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGKILL])
 def test_nothing_is_left_behind_when_the_demo_is_ended(tmp_path: Path, number: signal.Signals) -> None:
     keep = tmp_path / "run"
     demo = subprocess.Popen([*DEMO, "--devices", "2", "--keep", str(keep)], stdout=subprocess.PIPE, text=True)
