@@ -64,14 +64,16 @@ class Mirror:
         self.trusted = self._load()
 
     def refresh(self) -> None:
-        """Bring and verify the newest metadata from the first server where all of it holds.
+        """Bring and verify the newest metadata that any of the servers has.
+
+        All of them are asked: one that keeps a release back, with what was true yesterday, is overruled by the next.
 
         Raises:
             UpgradeRefusedError: a server answered with metadata that does not hold, and no other one did better.
             TransportError: no server answered.
         """
         refused: UpgradeRefusedError | None = None
-        failures = []
+        failures, is_whole = [], False
         for url in self._urls:
             try:
                 self._refresh_from(url)
@@ -81,8 +83,14 @@ class Mirror:
                 log.warning("%s: %s", url, error)
                 refused = error
             else:
-                return
-            self.trusted = self._load()
+                is_whole = True
+                continue
+            # It may have shown a part of something newer; what was whole before is the past then.
+            stored = self._load()
+            if not is_whole or _newest(stored) != _newest(self.trusted):
+                self.trusted, is_whole = stored, False
+        if is_whole:
+            return
         if refused is not None:
             raise refused
         raise TransportError("; ".join(failures))
@@ -223,3 +231,8 @@ class Mirror:
             days = (created_s - self._time_s) // 86_400
             text = f"clock: {days} days before the newest signed document; set it (timedatectl set-ntp true)"
             raise UpgradeRefusedError(text, reason="clock")
+
+
+def _newest(trusted: Trusted) -> tuple[int, int | None]:
+    """Versions by which a newer state of a repository is told."""
+    return trusted.root.version, None if trusted.timestamp is None else trusted.timestamp.version

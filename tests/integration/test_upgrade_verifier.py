@@ -6,7 +6,8 @@ Both see the same bytes through the same steps. Where one accepts and the other 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,14 +49,15 @@ class FolderFetcher(FetcherInterface):
 
 
 class FolderHttp(HttpFiles):
-    """The board's network: the same folder."""
+    """The board's network: the same folder, or another one for some URLs."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, others: Mapping[str, Path] | None = None) -> None:
         super().__init__()
         self._folder = folder
+        self._others = others or {}
 
     def get(self, url: str, name: str, *, bytes_max: int, timeout_s: float) -> bytes | None:
-        path = self._folder / name.lstrip("/")
+        path = self._others.get(url, self._folder) / name.lstrip("/")
         if not path.exists():
             return None
         data = path.read_bytes()
@@ -358,6 +360,41 @@ def test_publisher_whose_clock_ran_ahead_is_heard_again(site: Site) -> None:
     site.put(b"set right")
     assert site.ours(time_s=NOW_S - 30 * DAY_S) is None
     assert site.ours() == b"set right"
+
+
+OTHER = "http://other.test"
+
+
+def board_of_two(site: Site, urls: list[str], other: Path) -> Mirror:
+    """The same board, which asks two servers; the other one shows another folder."""
+    return Mirror(site.folder / "board", site.anchor, FolderHttp(site.path, {OTHER: other}), urls, time_s=NOW_S)
+
+
+@pytest.mark.parametrize("urls", [[OTHER, BASE], [BASE, OTHER]])
+def test_server_that_stands_still_does_not_hide_a_release(site: Site, tmp_path: Path, urls: list[str]) -> None:
+    """All that it shows is in force for days to come; python-tuf knows one server only."""
+    shutil.copytree(site.path, tmp_path / "still")
+    site.put(b"newer")
+    mirror = board_of_two(site, urls, tmp_path / "still")
+    mirror.refresh()
+    assert mirror.trusted.target("wheel.whl").length == len(b"newer")
+    mirror.refresh()
+    assert mirror.trusted.target("wheel.whl").length == len(b"newer")
+
+
+def test_half_of_something_newer_ends_what_was_whole(site: Site, tmp_path: Path) -> None:
+    """The second server shows the newer timestamp and keeps the rest back: the older state is no answer any more."""
+    other = tmp_path / "half"
+    shutil.copytree(site.path, tmp_path / "former")
+    site.put(b"newer")
+    shutil.copytree(site.path, other)
+    (other / "metadata" / site.newest(RoleName.SNAPSHOT)).unlink()
+    shutil.rmtree(site.path)
+    (tmp_path / "former").rename(site.path)
+    mirror = board_of_two(site, [BASE, OTHER], other)
+    with pytest.raises(TransportError, match=OTHER):
+        mirror.refresh()
+    assert mirror.trusted.targets is None
 
 
 def test_two_timestamps_of_one_version_are_refused(site: Site) -> None:
