@@ -63,6 +63,8 @@ def check_set(item: SetFolder) -> tuple[Path, ...]:
         wheels = check_wheelhouse(item.folder, python=item.python, architecture=item.machine)
     except UsageError as error:
         raise ConfigError(f"--set {item.python}:{item.machine}: {error}") from error
+    for wheel in wheels:
+        _check_no_url(wheel)
     platforms = [f"manylinux_2_{minor}_{item.machine}" for minor in _GLIBC_MINORS]
     platforms += [f"manylinux2014_{item.machine}", f"linux_{item.machine}"]
     done = subprocess.run(
@@ -83,6 +85,19 @@ def check_set(item: SetFolder) -> tuple[Path, ...]:
         why = " ".join(done.stderr.split())[-400:] or "pip failed"
         raise ConfigError(f"--set {item.python}:{item.machine}: {item.folder}: not complete: {why}")
     return wheels
+
+
+def _check_no_url(wheel: Path) -> None:
+    """Refuse a requirement with a URL: pip fetches it in spite of ``--no-index``, and builds what it finds."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            name = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+            needs = BytesParser().parsebytes(_member(archive, name)).get_all("Requires-Dist", [])
+    except (StopIteration, ValueError, OSError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{wheel}: not a wheel: {str(error) or 'it has no METADATA'}") from error
+    # A name, extras and versions hold no "@" before the marker behind the semicolon.
+    if found := next((need for need in needs if "@" in str(need).partition(";")[0]), None):
+        raise ConfigError(f"{wheel}: requires {str(found)[:80]!r}: expected a name, wheels come from the folder only")
 
 
 def read_client(wheels: tuple[Path, ...]) -> Client:

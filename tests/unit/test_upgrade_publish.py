@@ -9,7 +9,7 @@ import pytest
 from coordinator.cli import main
 from coordinator.upgrades.repository import Repository, alone
 from coordinator.upgrades.staging import published_release
-from tests.support.software import MACHINE, PYTHON, Publisher, pack_wheel
+from tests.support.software import MACHINE, PYTHON, Publisher, RangeServer, pack_wheel
 
 OUTBOX = "edge_sdk/adapters/outbox.py"
 
@@ -77,6 +77,19 @@ def test_set_that_could_not_run_is_refused(
     assert add(publisher, wheels(tmp_path / "wheels", needs=needs, outbox=outbox)) == 2
     assert why in capsys.readouterr().err
     assert not (publisher.path / "staged.json").exists()
+
+
+def test_requirement_with_a_url_is_not_fetched(
+    publisher: Publisher, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """pip would, in spite of --no-index, and would run the build of what it finds there."""
+    (tmp_path / "elsewhere").mkdir()
+    server = RangeServer(tmp_path / "elsewhere")
+    with server.running():
+        folder = wheels(tmp_path / "wheels", needs=f"evil @ {server.url}/evil-1.tar.gz")
+        assert add(publisher, folder) == 2
+    assert "wheels come from the folder only" in capsys.readouterr().err
+    assert server.requests == []
 
 
 @pytest.mark.parametrize(
