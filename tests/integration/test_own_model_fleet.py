@@ -226,3 +226,25 @@ def test_the_demo_learns_the_model_and_keeps_personal_ones(work: Path, tmp_path:
     assert len(personal["devices"]) >= 4
     author = Artifact.load((work / "author.flm").read_bytes()).author
     assert load_genesis(run / "genesis.cbor").artifact_author == author
+
+
+@pytest.mark.slow
+@pytest.mark.network
+@pytest.mark.timeout(DEMO_TIMEOUT_S + 60)
+@pytest.mark.parametrize(
+    "options", [("--state", "int8-sr"), ("--optimizer", "momentum"), ("--state", "fp32", "--clip", "1")], ids=str
+)
+def test_the_demo_learns_in_every_state(tmp_path: Path, mosquitto_path: Path, options: tuple[str, ...]) -> None:
+    """Devices that train otherwise send the same updates: the fleet merges and verifies as ever."""
+    network = ["--zoo", "lenet", "--input-shape", "1,8,8", "--outputs", "10", "--batch", "16"]
+    assert cli.main(["model", "build", *network, *options, "-o", str(tmp_path / "net.flm")]) == 0
+    digits = load_digits()
+    np.savez(tmp_path / "mine.npz", x=(digits.images[:, None] / 16).astype(np.float32), y=digits.target)
+    report_file = tmp_path / "report.json"
+    fleet = ["--model", "net.flm", "--data", "mine.npz", "--partition", "iid", "--rounds", "15"]
+    done = demo(tmp_path, *fleet, "--max-seconds", "300", "--report", str(report_file))
+    assert done.returncode == 0, done.stdout[-3_000:] + done.stderr[-3_000:]
+    report = json.loads(report_file.read_bytes())
+    assert check_report(report) == []
+    assert report["accuracy_final"] > report["accuracy_initial"] + 0.2
+    assert report["hostile"]["merged"] == 0
