@@ -28,7 +28,7 @@ from typing import Final
 
 from edge_sdk.adapters import failpoints
 from edge_sdk.adapters.durable_files import read_file, sync_directory, write_file
-from edge_sdk.errors import StoreError, UpgradeError
+from edge_sdk.errors import StoreError, UpgradeError, UpgradeRefusedError
 from edge_sdk.upgrade.wheel import Places, unpack
 
 log: Final = logging.getLogger(__name__)
@@ -112,7 +112,11 @@ class Environments:
             compileall.compile_dir(places.site_packages, quiet=2, workers=1, rx=NOT_COMPILED)
             os.sync()
         except OSError as error:
+            self._discard(slot)
             raise StoreError(f"{folder}: cannot be built: {error.strerror or error}") from error
+        except UpgradeRefusedError:
+            self._discard(slot)
+            raise
         write_file(folder / MARKER, marker)
         log.info("environment %s is built", folder)
 
@@ -127,6 +131,13 @@ class Environments:
             (folder / MARKER).unlink(missing_ok=True)
             sync_directory(folder)
             shutil.rmtree(folder)
+
+    def _discard(self, slot: str) -> None:
+        """Give the room of half an environment back at once: on a full disk the device beside it needs it."""
+        try:
+            self.clear(slot)
+        except OSError as error:
+            log.warning("%s: cannot be removed: %s", self.path(slot), error.strerror)
 
     def point(self, link: str, slot: str) -> None:
         """Move a link: one rename, durable when it returns.

@@ -33,6 +33,8 @@ ANSWER_S_MAX: Final = 60.0
 CLOCK_SKEW_S: Final = 600
 """A board's clock may stand so far before the publisher's."""
 DOWNLOAD_BYTES_MAX: Final = 1024 * 1024 * 1024
+FREE_BYTES_MIN: Final = 8 * 1024 * 1024
+"""A download that broke off on a disk with less is given up: the room is the device's first."""
 
 
 class Mirror:
@@ -104,9 +106,14 @@ class Mirror:
         path = self.path(target)
         digest = check_digest(target.sha256)
         self._copy_from_image(target, path)
-        self._http.fetch(
-            self._urls, f"/{target.path}", digest, target.length, path, bytes_max=target.length, timeout_s=timeout_s
-        )
+        try:
+            self._http.fetch(
+                self._urls, f"/{target.path}", digest, target.length, path, bytes_max=target.length, timeout_s=timeout_s
+            )
+        except TransportError:
+            if shutil.disk_usage(self._downloads_dir).free < FREE_BYTES_MIN:
+                path.unlink(missing_ok=True)
+            raise
         sync_file(path)
         sync_directory(self._downloads_dir)
         failpoints.hit("upgrade.after_fetch")

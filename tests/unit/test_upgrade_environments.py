@@ -195,6 +195,22 @@ def test_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     assert environments.is_complete("a", b"marker")
 
 
+@pytest.mark.parametrize(
+    ("files", "error"),
+    [({"a": b"", "a/b": b""}, StoreError), ({"a": b"", "../b": b""}, UpgradeRefusedError)],
+    ids=["the disk refuses", "the wheel is refused"],
+)
+def test_half_an_environment_gives_its_room_back(
+    tmp_path: Path, files: dict[str, bytes], error: type[Exception]
+) -> None:
+    """Otherwise a disk that became full while it was built stays full for the device until the next pass."""
+    environments = Environments(tmp_path / "flchain")
+    environments.folder.mkdir()
+    with pytest.raises(error):
+        environments.build("a", [pack_wheel(tmp_path, "probe", "1", files)], b"marker", bytes_max=MIB)
+    assert list(environments.folder.iterdir()) == []
+
+
 def test_upgrade_waits_for_the_job_and_the_next_job_for_the_upgrade(tmp_path: Path) -> None:
     lock, stopping = TrainingLock(tmp_path), threading.Event()
     with lock.held(stopping) as is_held:

@@ -1,5 +1,6 @@
 """One pass of ``flchain device upgrade`` on a board whose link or disk says no: what it asks for, says and leaves."""
 
+import hashlib
 import shutil
 import sys
 from collections.abc import Iterator
@@ -112,6 +113,25 @@ def test_full_disk_is_named_before_anything_is_brought(
     with monkeypatch.context() as disk:
         disk.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=enough))
         assert "the device is stopped" in board.upgrade()[1]
+
+
+def test_download_that_fills_the_disk_is_given_up(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk had room when it began; what is on it of a wheel would otherwise stay until the disk is free again."""
+
+    def break_wheels(path: str) -> None:
+        board.server.break_after_bytes = 600 if path.endswith(".whl") else None
+
+    board.server.before_answer = break_wheels
+    free = [10**9, 0]  # at the check of the room; when the download has broken off
+    with monkeypatch.context() as disk:
+        disk.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free.pop(0)))
+        status, said = board.upgrade()
+    assert (status, "truncated after 600" in said, free) == (1, True, [])
+    wheel = next((board.folder / "wheels").glob("*.whl"))
+    part = board.folder / "updater" / "downloads" / hashlib.sha256(wheel.read_bytes()).hexdigest()
+    assert not part.exists()
+    assert board.upgrade()[0] == 1
+    assert part.stat().st_size == 600
 
 
 def test_silence_is_no_failure_until_what_was_heard_expires(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
