@@ -53,8 +53,7 @@ ACTS: Final = (
     Act("cut-while-installing", "power cut while a release is installed", upgrades.cut_while_installing),
     Act("wrong-clock", "a clock in the past, then the right time", upgrades.wrong_clock),
     Act("cut-while-trying", "power cut during the trial, then committed", upgrades.cut_while_trying),
-    Act("read-only-root", "trained with a read-only root", upgrades.read_only_root),
-    Act("broken-release", "a broken release was taken back", upgrades.broken_release),
+    Act("broken-release", "a broken release was taken back, with a read-only root", upgrades.broken_release),
     Act("ledger", "the ledgers verify on the board", scenario.ledger_on_board),
     Act("books", "books and card are in order", scenario.books),
 )
@@ -190,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--cpu", default="cortex-a72", help="core to emulate: cortex-a53, cortex-a72 (default), cortex-a76"
     )
-    parser.add_argument("--steps", type=int, default=100, help="local steps of a job, default 100")
+    parser.add_argument("--steps", type=int, default=40, help="local steps of a job, default 40")
     return parser
 
 

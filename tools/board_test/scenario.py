@@ -127,15 +127,13 @@ def ledger_on_board(bench: Bench) -> None:
     with _served(archive.parent) as port:
         url = f"http://{HOST_FOR_BOARD}:{port}/kept.tar"
         opened = f"tarfile.open(fileobj=urllib.request.urlopen('{url}'), mode='r|')"
-        board.shell.run(
-            f"python3 -c \"import tarfile, urllib.request; {opened}.extractall('/var/tmp', filter='data')\""
-        )
-    there = board.shell.run(f"{PROGRAM} ledger verify /var/tmp/kept --json", timeout_s=TRAINING_S)
+        board.shell.run(f"python3 -c \"import tarfile, urllib.request; {opened}.extractall('{STATE}', filter='data')\"")
+    there = board.shell.run(f"{PROGRAM} ledger verify {STATE}/kept --json", timeout_s=TRAINING_S)
     reports_here, reports_there = json.loads(here), json.loads(there)
     check(reports_here == reports_there, f"the audits differ:\n{here}\n{there}")
     roots = 0
     for miner in MINERS:
-        shown = json.loads(board.shell.run(f"{PROGRAM} ledger show /var/tmp/kept/miners/{miner} --json"))
+        shown = json.loads(board.shell.run(f"{PROGRAM} ledger show {STATE}/kept/miners/{miner} --json"))
         check(shown == json.loads(blocks_here[miner]), f"the blocks of {miner} differ")
         roots += len(shown)
     bench.facts["ledger on the board"] = {
@@ -144,7 +142,7 @@ def ledger_on_board(bench: Bench) -> None:
         "merges_recomputed": [report["merges_recomputed"] for report in reports_there],
         "model_root": reports_there[0]["model_root"],
     }
-    board.shell.run("rm -rf /var/tmp/kept")
+    board.shell.run(f"rm -rf {STATE}/kept")
 
 
 def books(bench: Bench) -> None:
