@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from firmware_profiles.flash.host import DeviceNumber, Host, read_attribute
+from firmware_profiles.image.filesystems import printable
 
 SECTOR_BYTES: Final = 512
 """Unit of ``size`` in sysfs, whatever the device's own sectors are (Documentation/ABI/stable/sysfs-block)."""
@@ -80,8 +81,8 @@ def load_disk(host: Host, folder: Path) -> Disk:
         name=folder.name,
         path=host.dev / folder.name.replace("!", "/"),
         number=number,
-        model=model or read_attribute(folder / "device" / "name"),
-        serial=_serial(host, folder, number),
+        model=printable(model or read_attribute(folder / "device" / "name")),
+        serial=printable(_serial(host, folder, number)),
         size_bytes=int(size) * SECTOR_BYTES if size.isdecimal() else 0,
         transport=_transport(folder),
         is_read_only=read_attribute(folder / "ro") == "1",

@@ -42,6 +42,14 @@ def identify(head: bytes) -> FileSystem | None:
     return None
 
 
+def printable(text: str) -> str:
+    """A name from a medium as it may stand on a terminal: what could move the cursor there becomes a question mark.
+
+    A card that is prepared for it would otherwise write its own answer into the question whether it is to be erased.
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _ext(block: bytes) -> FileSystem | None:
     (count,) = struct.unpack_from("<I", block, 4)
     (shift,) = struct.unpack_from("<I", block, 24)
@@ -49,7 +57,7 @@ def _ext(block: bytes) -> FileSystem | None:
     if shift > 6:
         return None
     label = block[120:136].split(b"\0")[0].decode("utf-8", "replace")
-    return FileSystem("ext4" if incompat & _EXT4_INCOMPAT else "ext2", label, count << (10 + shift))
+    return FileSystem("ext4" if incompat & _EXT4_INCOMPAT else "ext2", printable(label), count << (10 + shift))
 
 
 def _fat(head: bytes) -> FileSystem | None:
@@ -66,4 +74,4 @@ def _fat(head: bytes) -> FileSystem | None:
     else:
         kind, label_at = ("fat12" if data // per_cluster < 4085 else "fat16"), 43
     label = head[label_at : label_at + 11].decode("latin-1").strip()
-    return FileSystem(kind, "" if label == "NO NAME" else label, total * sector)
+    return FileSystem(kind, "" if label == "NO NAME" else printable(label), total * sector)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from firmware_profiles.errors import ImageRefusal, ImageRefusedError
+from firmware_profiles.image.filesystems import printable
 
 SECTOR_BYTES: Final = 512
 TABLE_BYTES_MAX: Final = 64 * 1024
@@ -117,7 +118,7 @@ def _gpt(read: Reader) -> tuple[Partition, ...]:
         if last < start:
             raise _corrupt(f"entry {index + 1} ends before it starts")
         type_id = str(uuid.UUID(bytes_le=entry[:16]))
-        name = entry[56:128].decode("utf-16-le", "replace").split("\0")[0]
+        name = printable(entry[56:128].decode("utf-16-le", "replace").split("\0")[0])
         kind = _GPT_NAMES.get(type_id, type_id)
         found.append(Partition(index + 1, start * SECTOR_BYTES, (last - start + 1) * SECTOR_BYTES, kind, name))
     return tuple(found)

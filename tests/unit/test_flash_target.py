@@ -331,6 +331,26 @@ def test_7_confirmation_shows_the_disk_and_its_labels(machine: FakeMachine, imag
     ]
 
 
+def test_7_names_of_a_medium_cannot_write_on_the_terminal(machine: FakeMachine, image: Path) -> None:
+    """A card's label and a stick's descriptors are its maker's; the question must say what is erased."""
+    node = machine.add_disk("sdb", "8:16", serial="A\x1b[1AB", attributes={"device/model": "M\x1b[2K"})
+    superblock = bytearray(2048)
+    superblock[1080:1082] = b"\x53\xef"
+    superblock[1144:1150] = b"\x1b[2Jhi"
+    with node.open("r+b") as file:
+        file.write(superblock)
+    shown: list[str] = []
+
+    def confirm(disk: Disk, labels: tuple[str, ...]) -> bool:
+        shown.extend((disk.model, disk.serial, *labels))
+        return False
+
+    with pytest.raises(TargetRefusedError):
+        run(WriteOrder(image=image, target=node), machine.host, confirm=confirm)
+    assert shown[1:] == ["A?[1AB", "?[2Jhi"]
+    assert shown[0].endswith("M?[2K")
+
+
 class Terminal(io.StringIO):
     """Somebody who types at a terminal."""
 
