@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from coordinator.authoring.conv_places import pooled_values
 from coordinator.authoring.gradients import FLOAT_RULES
 from coordinator.authoring.graph import FLOAT, INT8, INT16, INT64, GraphWriter
 from coordinator.authoring.inference import int8_inference
@@ -102,6 +103,7 @@ def _training_step(
         grids=grids,
         trainable=network.trainable_values,
         channel_major=channel_major_values(network, shapes),
+        pooled=pooled_values(network, shapes),
     )
     for spec in network.tensors:
         _declare_states(step, spec)

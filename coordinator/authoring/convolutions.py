@@ -1,5 +1,7 @@
-"""Convolutions in a training step: forward and gradients, as convolutions or as products (``conv_products``).
+"""Convolutions in a training step: forward and gradients.
 
+Some are written as products instead (``conv_products``), some as one convolution with the pool behind them
+(``conv_places``).
 The weight gradient of a convolution is itself a convolution with batch and channel exchanged and stride exchanged for
 dilation. The kernel is passed in, because in an int8 step it is not the state.
 """
@@ -9,9 +11,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from coordinator.authoring import conv_products
+from coordinator.authoring.conv_places import folded_bias, folded_kernel, placed_kernel, repeated_bias, widened
 from coordinator.authoring.update import Product
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from coordinator.authoring.step import Step
     from edge_sdk.training.network import Node
 
@@ -41,13 +46,15 @@ def convolve(step: Step, node: Node, x: str, kernel: str, bias: str) -> str:
     """Convolution: y = x * W + b."""
     if step.is_channel_major:
         return conv_products.forward(step, node, x, kernel, bias)
-    return step.writer.add("Conv", x, kernel, bias, **conv_attributes(node))
+    kernel, bias = placed_kernel(step, node, kernel), repeated_bias(step, node, bias)
+    return step.writer.add("Conv", x, kernel, bias, **conv_attributes(widened(step, node)))
 
 
 def input_gradient(step: Step, node: Node, dy: str, kernel: str) -> str:
     """Gradient dx: the transposed convolution of dy."""
     if step.is_channel_major:
         return conv_products.input_gradient(step, node, dy, kernel)
+    kernel, node = placed_kernel(step, node, kernel), widened(step, node)
     return step.writer.add("ConvTranspose", dy, kernel, output_padding=leftover(step, node), **conv_attributes(node))
 
 
@@ -55,16 +62,21 @@ def bias_gradient(step: Step, node: Node, dy: str) -> Product:
     """Gradient db: the sum of dy over every axis but the channels."""
     channel_axis = 0 if step.is_channel_major else 1
     axes = (axis for axis in range(len(step.shapes[node.output])) if axis != channel_axis)
-    return Product(step.writer.add("ReduceSum", dy, step.writer.shape(*axes), keepdims=0))
+    return Product(folded_bias(step, node, step.writer.add("ReduceSum", dy, step.writer.shape(*axes), keepdims=0)))
 
 
-def weight_gradient(step: Step, node: Node, x: str, dy: str) -> Product:
-    """Gradient dW: x with batch and channel exchanged, convolved with dy likewise; stride and dilation exchange.
+def weight_gradient(step: Step, node: Node, x: str, dy: str, decode: Callable[[str], str] = str) -> Product:
+    """Gradient dW; ``decode`` makes float32 of an x that is quantized, once its axes are where they must be."""
+    if step.is_channel_major:
+        return conv_products.weight_gradient(step, node, decode(x), dy)
+    return Product(folded_kernel(step, node, _kernel_gradient(step, widened(step, node), x, dy, decode)))
+
+
+def _kernel_gradient(step: Step, node: Node, x: str, dy: str, decode: Callable[[str], str]) -> str:
+    """X with batch and channel exchanged, convolved with dy likewise; stride and dilation exchange.
 
     Groups stay groups: the channels of one group of x become the batch, and (group, batch) its channels.
     """
-    if step.is_channel_major:
-        return conv_products.weight_gradient(step, node, x, dy)
     writer, rank, groups = step.writer, 2 + len(node.kernel), node.groups
     order = (1, 0, *range(2, rank))
     if groups == 1:
@@ -77,7 +89,7 @@ def weight_gradient(step: Step, node: Node, x: str, dy: str) -> Product:
     begin, end = node.pads
     gradient = writer.add(
         "Conv",
-        exchanged,
+        decode(exchanged),
         writer.transpose(dy, *order),
         dilations=list(node.stride),
         strides=list(node.dilations),
@@ -89,4 +101,4 @@ def weight_gradient(step: Step, node: Node, x: str, dy: str) -> Product:
         gradient = writer.add(
             "Slice", gradient, writer.shape(*(0 for _ in axes)), writer.shape(*node.kernel), writer.shape(*axes)
         )
-    return Product(writer.transpose(gradient, *order))
+    return writer.transpose(gradient, *order)

@@ -10,7 +10,7 @@ from typing import Final
 
 import numpy as np
 
-from coordinator.authoring import activations, arrangement, losses
+from coordinator.authoring import activations, arrangement, conv_places, losses
 from coordinator.authoring.convolutions import (
     bias_gradient,
     convolve,
@@ -86,8 +86,10 @@ def _per_channel(step: Step, node: Node, vector: str) -> str:
 
 def max_pool_forward(step: Step, node: Node) -> str:
     """Largest value of each window; indices only when a backward will need them, since they cost the fast kernel."""
+    if node.inputs[0] in step.pooled:
+        return conv_places.largest(step, node)
     x = step.read(node.inputs[0])
-    if not step.is_training:
+    if not step.needs_gradient(node.inputs[0]):
         return step.writer.add("MaxPool", x, **window_attributes(node))
     y, indices = step.writer.add_many("MaxPool", 2, x, **window_attributes(node))
     step.saved[node.output] = (indices,)
@@ -96,6 +98,9 @@ def max_pool_forward(step: Step, node: Node) -> str:
 
 def max_pool_backward(step: Step, node: Node, dy: str) -> None:
     """Gradient: dx = dy at the position of each maximum, the first of equals."""
+    if node.inputs[0] in step.pooled:
+        conv_places.largest_backward(step, node, dy)
+        return
     shape = step.writer.shape(*step.shape(node.inputs[0]))
     indices = step.saved[node.output]
     attributes = {"kernel_shape": list(node.kernel), "strides": list(node.stride)}

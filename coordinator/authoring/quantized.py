@@ -79,8 +79,12 @@ def conv_backward(step: Step, node: Node, dy: str) -> None:
     if step.needs_gradient(value):
         _flow_inside(step, value, input_gradient(step, node, dy, kernel))
     if step.is_trained(weight):
-        x = step.writer.add("DequantizeLinear", *quantized)
-        step.descend(weight, weight_gradient(step, node, x, dy))
+        xq, sx, zx = quantized
+        # Bytes are turned, not floats; and the runtime quantizes anew what it finds turned behind a DequantizeLinear.
+        step.descend(
+            weight,
+            weight_gradient(step, node, xq, dy, lambda turned: step.writer.add("DequantizeLinear", turned, sx, zx)),
+        )
     if step.is_trained(bias):
         step.descend(bias, bias_gradient(step, node, dy))
 

@@ -40,6 +40,10 @@ class Step:
     """Whether that is the order of the node that is being written."""
     exchanged: dict[str, str] = field(default_factory=dict)
     """By value: ONNX name of a copy in the order that is not its own."""
+    pooled: Mapping[str, Node] = field(default_factory=dict)
+    """Convolutions whose values lie as (batch, place of the pool's window and channel, *pooled space): their pools."""
+    placed: dict[str, str] = field(default_factory=dict)
+    """By kernel: ONNX name of the kernel of such a convolution."""
     scheme: Scheme = Scheme.FP32
     rule: UpdateRule = PLAIN_SGD
     grids: Grids = field(default_factory=lambda: NO_GRIDS)

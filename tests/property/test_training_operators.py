@@ -18,6 +18,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.conv_places import pooled_values
 from coordinator.authoring.conv_products import is_product
 from coordinator.authoring.layout import channel_major_values
 from coordinator.authoring.zoo import genesis_params
@@ -187,6 +188,22 @@ def product_cases(draw: st.DrawFn) -> Case:
     return Case(layers.finish(value, Op.SOFTMAX_CROSS_ENTROPY), draw(st.integers((math.prod(sizes) + 1) // 2, 9)))
 
 
+@st.composite
+def pooled_cases(draw: st.DrawFn) -> Case:
+    """A convolution that only a pool reads, whose windows may leave positions at the end."""
+    sizes = tuple(draw(st.lists(st.integers(6, 9), min_size=1, max_size=2)))
+    layers = Layers((draw(st.integers(1, 2)), *sizes))
+    value = layers.mix("x", draw(st.integers(1, 2)))
+    axes = len(sizes)
+    kernel = tuple(draw(st.integers(2, 3)) for _ in sizes)
+    padding = tuple(draw(st.integers(0, 1)) for _ in range(2 * axes))
+    stride = tuple(draw(st.integers(1, 2)) for _ in sizes)
+    value = layers.conv(value, draw(st.integers(1, 3)), kernel=kernel, stride=stride, padding=padding)
+    places = tuple(draw(st.integers(1, 2)) for _ in sizes)
+    value = layers.add(Op.MAX_POOL, value, kernel=places, stride=places, padding=(0,) * axes)
+    return Case(layers.finish(layers.add(Op.RELU, value), Op.SOFTMAX_CROSS_ENTROPY), draw(st.integers(1, 4)))
+
+
 def batch_for(case: Case) -> Batch:
     rng = np.random.default_rng(case.size)
     x = rng.normal(size=(case.size, *case.network.input_shape)).astype(np.float32)
@@ -241,6 +258,10 @@ def torch_forward(node: Node, inputs: list[Any], tensors: list[Any], masks: dict
         pool = functional.avg_pool1d if len(node.kernel) == 1 else functional.avg_pool2d
         return pool(padded(value), node.kernel, node.stride)
 
+    def largest(value: Any) -> Any:
+        pool = functional.max_pool1d if len(node.kernel) == 1 else functional.max_pool2d
+        return pool(value, node.kernel, node.stride)
+
     def averaged(value: Any) -> Any:
         return pooled(value) if node.counts_padding else pooled(value) / pooled(torch.ones_like(value))
 
@@ -258,6 +279,7 @@ def torch_forward(node: Node, inputs: list[Any], tensors: list[Any], masks: dict
         Op.AFFINE: affine,
         Op.AVERAGE_POOL: averaged,
         Op.GLOBAL_AVERAGE_POOL: lambda x: x.mean(dim=tuple(range(2, x.ndim)), keepdim=True),
+        Op.MAX_POOL: largest,
         Op.RELU: functional.relu,
         Op.CLIP: lambda x: functional.hardtanh(x, node.constants[0], node.constants[1]),
         Op.LEAKY_RELU: lambda x: functional.leaky_relu(x, node.constants[0]),
@@ -318,6 +340,28 @@ def test_products_have_the_gradients_of_torch(case: Case) -> None:
     assert convolved
     assert convolved <= channel_major_values(case.network, shapes_of(case))
     check_with_torch(case)
+
+
+@pytest.mark.torch
+@settings(max_examples=2 * EXAMPLES)
+@given(case=pooled_cases())
+def test_pooled_convolution_has_the_gradients_of_torch(case: Case) -> None:
+    assume(pooled_values(case.network, shapes_of(case)))  # of one channel at few positions it is a product
+    check_with_torch(case)
+
+
+@settings(max_examples=2 * EXAMPLES)
+@given(case=pooled_cases())
+def test_first_of_equal_windows_has_the_gradient(case: Case) -> None:
+    """Black and white images: most windows of a pool see the same, as in the background of a digit."""
+    rng = np.random.default_rng(case.size)
+    drawn = batch_for(case)
+    batch = Batch((rng.random(drawn.x.shape) < 0.1).astype(np.float32), drawn.y, drawn.weight)
+    artifact = build_artifact("drawn", case.network, batch=case.size, scheme=Scheme.FP32)
+    start = start_for(case.network)
+    states = [backend.step(batch, 1.0, start, {})[0] for backend in (OnnxBackend(artifact), NumpyBackend(artifact))]
+    for name, state in states[0].items():
+        np.testing.assert_allclose(state, states[1][name], rtol=2e-5, atol=3e-6)
 
 
 def loss_of(artifact: Artifact, batch: Batch, params: dict[str, Any], masks: dict[str, Any]) -> float:
