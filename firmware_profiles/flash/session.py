@@ -27,6 +27,7 @@ from firmware_profiles.flash.target import (
     check_disk,
     check_file,
     check_room,
+    check_still,
     is_device,
     labels_of,
     open_disk,
@@ -75,6 +76,7 @@ def write_image(order: WriteOrder, host: Host, *, confirm: Confirm, progress: Pr
         with open_disk(host, disk, order.target) as medium:
             if not order.is_confirmed and not confirm(disk, labels_of(medium)):
                 raise TargetRefusedError(TargetRefusal.NOT_CONFIRMED, f"{disk.path}: not confirmed")
+            check_still(host, medium, disk, order.target)
             if not order.is_dry_run:
                 writer.write(image, medium, phase=progress.phase)
     elif not order.is_dry_run:

@@ -189,6 +189,16 @@ def labels_of(medium: Medium) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
+def check_still(host: Host, medium: Medium, disk: Disk, path: Path) -> None:
+    """Look at an open disk once more, after a person has thought about it: a reader keeps its name when the card goes.
+
+    Raises:
+        TargetRefusedError: it is another one, or gone.
+    """
+    if medium.size_bytes != disk.size_bytes or resolve_disk(host, path).identity != disk.identity:
+        raise _refused(TargetRefusal.CHANGED, f"{path}: is not the disk any more that was checked")
+
+
 def _check_same(host: Host, descriptor: int, disk: Disk, path: Path) -> None:
     is_same = host.block_number(descriptor) == disk.number and host.size_bytes(descriptor) == disk.size_bytes
     if not is_same or resolve_disk(host, path).identity != disk.identity:

@@ -148,6 +148,20 @@ def test_1_disk_swapped_between_check_and_open(machine: FakeMachine, image: Path
     assert not any(other.read_bytes())
 
 
+def test_1_card_swapped_during_the_question(machine: FakeMachine, image: Path) -> None:
+    """A reader keeps its device and its open descriptor; the answer was given for the card from before."""
+    node = machine.add_disk("sdb", "8:16")
+
+    def swap(disk: Disk, _: tuple[str, ...]) -> bool:
+        machine.attribute(disk.folder / "size", str(DISK_BYTES // 512 - 8))
+        return True
+
+    with pytest.raises(TargetRefusedError) as caught:
+        run(WriteOrder(image=image, target=node), machine.host, confirm=swap)
+    assert caught.value.reason is TargetRefusal.CHANGED
+    assert not any(node.read_bytes())
+
+
 def test_2_read_only(machine: FakeMachine, image: Path) -> None:
     node = machine.add_disk("sdb", "8:16")
     machine.attribute(machine.folder("sdb") / "ro", "1")
