@@ -9,6 +9,7 @@ Source: packaging.python.org, binary distribution format (PEP 427) and entry poi
 from __future__ import annotations
 
 import configparser
+import errno
 import re
 import stat
 import zipfile
@@ -21,6 +22,10 @@ from edge_sdk.errors import UpgradeRefusedError
 
 ENTRIES_MAX: Final = 20_000
 ENTRY_POINTS_BYTES_MAX: Final = 64 * 1024
+_OF_THE_ARCHIVE: Final = frozenset(
+    {errno.EINVAL, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP}
+)
+"""Errors that its names and offsets cause: another disk would not help, and it is not asked again and again."""
 _PLACEHOLDER: Final = b"#!python"
 _COPY_BYTES: Final = 256 * 1024
 _EXECUTABLE: Final = 0o755
@@ -82,6 +87,10 @@ def unpack(wheel: Path, places: Places, *, bytes_max: int) -> int:
     # RuntimeError: encrypted; ValueError: a name that is no UTF-8.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise _refused(wheel, str(error)) from error
+    except OSError as error:
+        if error.errno in _OF_THE_ARCHIVE:
+            raise _refused(wheel, str(error.strerror)) from error
+        raise
 
 
 def _place(wheel: Path, info: zipfile.ZipInfo, places: Places) -> Path:

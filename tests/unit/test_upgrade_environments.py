@@ -195,20 +195,27 @@ def test_build_that_was_cut_off_does_not_count(tmp_path: Path) -> None:
     assert environments.is_complete("a", b"marker")
 
 
-@pytest.mark.parametrize(
-    ("files", "error"),
-    [({"a": b"", "a/b": b""}, StoreError), ({"a": b"", "../b": b""}, UpgradeRefusedError)],
-    ids=["the disk refuses", "the wheel is refused"],
-)
-def test_half_an_environment_gives_its_room_back(
-    tmp_path: Path, files: dict[str, bytes], error: type[Exception]
-) -> None:
+@pytest.mark.parametrize("error", [StoreError, UpgradeRefusedError])
+def test_half_an_environment_gives_its_room_back(tmp_path: Path, error: type[Exception]) -> None:
     """Otherwise a disk that became full while it was built stays full for the device until the next pass."""
     environments = Environments(tmp_path / "flchain")
     environments.folder.mkdir()
+    good = pack_wheel(tmp_path / "good", "probe", "1", {"a": b""})
+    bad = tmp_path / "gone.whl" if error is StoreError else pack_wheel(tmp_path, "probe", "1", {"../b": b""})
     with pytest.raises(error):
-        environments.build("a", [pack_wheel(tmp_path, "probe", "1", files)], b"marker", bytes_max=MIB)
+        environments.build("a", [good, bad], b"marker", bytes_max=MIB)
     assert list(environments.folder.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "files", [{"a": b"", "a/b": b""}, {"a/b": b"", "a": b""}, {"x" * 300: b""}], ids=["below a file", "folder", "long"]
+)
+def test_names_that_no_disk_takes_are_the_wheel_s_fault(
+    tmp_path: Path, places: Places, files: dict[str, bytes]
+) -> None:
+    """Refused, and so counted against the release; a full disk would be asked again."""
+    with pytest.raises(UpgradeRefusedError):
+        unpack(pack_wheel(tmp_path, "probe", "1", files), places, bytes_max=MIB)
 
 
 def test_upgrade_waits_for_the_job_and_the_next_job_for_the_upgrade(tmp_path: Path) -> None:
