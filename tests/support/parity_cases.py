@@ -10,6 +10,7 @@ import pytest
 
 from coordinator.authoring import zoo
 from coordinator.authoring.builder import build_artifact
+from coordinator.authoring.trainable import with_trainable
 from edge_sdk.training.network import Network, Op, Scheme
 from edge_sdk.training.quantize import dequantize
 from edge_sdk.training.update_rule import PLAIN_SGD, UpdateRule
@@ -66,9 +67,9 @@ class Case(NamedTuple):
 
 NAMES: Final = ("mlp", "lenet", "cnn1d", "dscnn", "autoencoder", "regressor", "image", "series-mse", "series-bce")
 CASES: Final = (
-    *(Case(name) for name in NAMES),
+    *(Case(name) for name in (*NAMES, "dscnn-frozen")),
     *(Case(name, rule=EVERYTHING) for name in ("mlp", "image")),
-    *(Case(name, Scheme.INT8) for name in NAMES),
+    *(Case(name, Scheme.INT8) for name in (*NAMES, "dscnn-frozen")),
     *(Case(name, Scheme.INT8_SR) for name in ("mlp", "lenet", "image")),
     *(Case("lenet", scheme, EVERYTHING) for scheme in (Scheme.INT8, Scheme.INT8_SR)),
 )
@@ -91,6 +92,8 @@ def _network(name: str) -> Network:
             return series_network(Op.MEAN_SQUARED_ERROR)
         case "series-bce":
             return series_network(Op.BINARY_CROSS_ENTROPY)
+        case "dscnn-frozen":
+            return with_trainable(zoo.imported("dscnn", input_shape=None, class_count=None, seed=0), "last:3")
         case _:
             recipe = zoo.RECIPES[name]
             return zoo.network(name, recipe.input_shape, recipe.outputs)
