@@ -88,6 +88,7 @@ class OnnxBackend:
         """
         check_device(device)
         self._artifact = artifact
+        self._outputs, self._frozen_inputs = artifact.train_outputs, artifact.frozen_inputs
         self._device = device
         self._training: onnxruntime.InferenceSession | None = None
         self._frozen: dict[str, npt.NDArray[Any]] = {}
@@ -115,8 +116,8 @@ class OnnxBackend:
         feed.update((scale_name(name), scale) for name, scale in scales.items())
         feed.update((mask_name(name), mask) for name, mask in masks.items())
         feed.update(noise)
-        session = self._training_session({name: feed.pop(name) for name in self._artifact.frozen_inputs})
-        outputs = dict(zip(self._artifact.train_outputs, session.run(self._artifact.train_outputs, feed), strict=True))
+        session = self._training_session({name: feed.pop(name) for name in self._frozen_inputs})
+        outputs = dict(zip(self._outputs, session.run(self._outputs, feed), strict=True))
         moved = {name: outputs.get(next_name(name), state) for name, state in states.items()}
         return moved, float(outputs[LOSS])
 
@@ -158,7 +159,7 @@ class OnnxBackend:
             artifact = self._artifact
             inputs = tuple(name for name in artifact.train_inputs if name not in frozen)
             graph = with_constants(artifact.train_onnx, frozen)
-            self._training = _session(graph, inputs, artifact.train_outputs, self._device, has_constants=bool(frozen))
+            self._training = _session(graph, inputs, self._outputs, self._device, has_constants=bool(frozen))
             self._frozen = frozen
         return self._training
 
