@@ -40,8 +40,8 @@ def gemm_forward(step: Step, node: Node) -> str:
     xq, sx, zx = _uint8(step, value)
     wq = _int8_weight(step, weight)
     step.saved[node.output] = (xq, sx, zx, wq)
-    product = writer.cast(writer.add("MatMulInteger", xq, wq, zx), FLOAT)
-    scaled = writer.add("Mul", product, writer.add("Mul", sx, scale_name(weight)))
+    product = writer.add("MatMulInteger", xq, wq, zx)
+    scaled = writer.add("DequantizeLinear", product, writer.add("Mul", sx, scale_name(weight)), axis=1)
     return writer.add("Add", scaled, state_name(bias))
 
 
@@ -53,7 +53,7 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.needs_gradient(value):
         hq, sh, zh = writer.add_many("DynamicQuantizeLinear", 3, writer.add("Mul", dy, scale_name(weight)))
         back = writer.add("MatMulInteger", hq, writer.transpose(wq, 1, 0), zh)
-        _flow_inside(step, value, writer.add("Mul", writer.cast(back, FLOAT), sh))
+        _flow_inside(step, value, writer.add("DequantizeLinear", back, sh))
     if step.is_trained(weight):
         step.descend(weight, OuterProduct(writer.add("DequantizeLinear", xq, sx, zx), dy))
     if step.is_trained(bias):
@@ -65,8 +65,7 @@ def conv_forward(step: Step, node: Node) -> str:
     writer = step.writer
     value, weight, bias = node.inputs
     quantized = _uint8(step, value)
-    scale = writer.add("Reshape", scale_name(weight), writer.shape(-1, *(1 for _ in step.spec(weight).shape[1:])))
-    kernel = writer.add("Mul", writer.cast(_int8_weight(step, weight), FLOAT), scale)
+    kernel = writer.add("DequantizeLinear", _int8_weight(step, weight), scale_name(weight), axis=0)
     step.saved[node.output] = (*quantized, kernel)
     x = writer.add("DequantizeLinear", *quantized)
     return convolve(step, node, x, kernel, state_name(bias))

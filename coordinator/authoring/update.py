@@ -45,10 +45,11 @@ class Product:
 
 @dataclass(frozen=True, slots=True)
 class OuterProduct:
-    """lr dL/d(tensor) = left^T right, not yet multiplied: (batch, in) and (batch, out)."""
+    """lr dL/d(tensor) = factor left^T right, not yet multiplied: (batch, in) and (batch, out)."""
 
     left: str
     right: str
+    factor: float = 1.0
 
 
 Gradient = Product | OuterProduct
@@ -98,8 +99,8 @@ def _multiplied(step: Step, gradient: Gradient) -> str:
     match gradient:
         case Product(value):
             return value
-        case OuterProduct(left, right):
-            return step.writer.add("Gemm", left, right, transA=1)
+        case OuterProduct(left, right, factor):
+            return step.writer.add("Gemm", left, right, transA=1, alpha=factor)
 
 
 def _move_float(step: Step, name: str) -> None:
@@ -134,29 +135,29 @@ def _move_quantized(step: Step, name: str) -> None:
 
 def _on_grid(step: Step, name: str, units: float) -> Gradient:
     """A gradient in ``units`` of a step of the grid: times units / S."""
-    writer = step.writer
-    factor = writer.add("Div", writer.scalar(units), scale_name(name))
+    writer, scale = step.writer, scale_name(name)
     match step.tensor_gradients[name]:
         case Product(value):
+            factor = writer.add("Div", writer.scalar(units), scale)
             return Product(writer.add("Mul", value, _per_channel(step, name, factor)))
-        case OuterProduct(left, right):
-            return OuterProduct(left, writer.add("Mul", right, factor))
+        case OuterProduct(left, right, factor):
+            return OuterProduct(left, writer.add("Div", right, scale), units * factor)
 
 
 def _difference(step: Step, value: str, gradient: Gradient) -> str:
     match gradient:
         case Product(product):
             return step.writer.add("Sub", value, product)
-        case OuterProduct(left, right):
-            return step.writer.add("Gemm", left, right, value, transA=1, alpha=-1.0)
+        case OuterProduct(left, right, factor):
+            return step.writer.add("Gemm", left, right, value, transA=1, alpha=-factor)
 
 
 def _sum(step: Step, value: str, gradient: Gradient) -> str:
     match gradient:
         case Product(product):
             return step.writer.add("Add", value, product)
-        case OuterProduct(left, right):
-            return step.writer.add("Gemm", left, right, value, transA=1)
+        case OuterProduct(left, right, factor):
+            return step.writer.add("Gemm", left, right, value, transA=1, alpha=factor)
 
 
 def _rounded(step: Step, name: str, moved: str) -> str:
