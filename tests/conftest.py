@@ -8,13 +8,14 @@ CI must not be green because a broker was missing.
 import importlib.util
 import os
 import shutil
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NoReturn
 
 import hypothesis
 import pytest
+
+from coordinator.broker.ports import free_port
 
 # Before numpy or torch load: one thread per process, so that results and times do not depend on the core count.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS"):
@@ -101,13 +102,5 @@ def data_dir() -> Path:
 
 @pytest.fixture
 def free_tcp_port() -> int:
-    """A loopback TCP port that nobody listens on.
-
-    Some other process may still take it before the test's server binds it: servers of ours bind port 0 instead where
-    they can.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A loopback TCP port that nobody listens on."""
+    return free_port()

@@ -93,11 +93,3 @@ class BrokerProcess:
         with self._log_file.open("rb") as log:
             log.seek(max(0, os.fstat(log.fileno()).st_size - _LOG_TAIL_BYTES))
             return " | ".join(log.read().decode("utf-8", "replace").split("\n")).strip(" |")
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A TCP port that is free now; another process may take it before it is used."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-    return port

@@ -11,8 +11,9 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.broker import mosquitto
-from coordinator.broker.child import BrokerProcess, free_port
+from coordinator.broker.child import BrokerProcess
 from coordinator.broker.local import BrokerKind, installed_kind, make_passwords, prepare_local
+from coordinator.broker.ports import free_port
 from coordinator.codec_choice import with_codec
 from coordinator.demo import settings
 from coordinator.demo.layout import DevicePlace, MinerPlace, place_devices, place_miners

@@ -18,6 +18,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
+from coordinator.broker.ports import free_port
 from edge_sdk.adapters.mqtt import BrokerSettings, Connected, LinkEvent, Message, MqttLink, Published
 from edge_sdk.adapters.system_clock import SystemClock
 from edge_sdk.cli import main
@@ -30,7 +31,6 @@ from edge_sdk.protocol.wire import to_bytes
 from tests.support.device_process import DeviceProcess, make_model, wait_until
 from tests.support.fake_miners import MINERS, TASK, FakeMiners, Keys, Version, make_genesis, running_mosquitto
 from tests.support.false_server import FalseServer, Fault
-from tests.support.fleet import free_port
 
 pytestmark = pytest.mark.network
 

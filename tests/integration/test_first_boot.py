@@ -19,7 +19,7 @@ from cryptography import x509
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
 
-from coordinator.broker.child import free_port
+from coordinator.broker.ports import free_port
 from coordinator.enrolment.config import EnrolmentConfig
 from coordinator.enrolment.records import MemberStatus, Refusal
 from coordinator.enrolment.server import read_waited

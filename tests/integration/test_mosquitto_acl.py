@@ -24,8 +24,9 @@ from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
 from coordinator.broker.access import access_list
-from coordinator.broker.child import BrokerProcess, free_port
+from coordinator.broker.child import BrokerProcess
 from coordinator.broker.mosquitto import TlsFiles, prepare, production_config
+from coordinator.broker.ports import free_port
 from coordinator.enrolment.access import BrokerAccess
 from coordinator.enrolment.authority import Authority, miner_user, private_pem, read_request
 from coordinator.enrolment.claims import ClaimStore

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from coordinator.broker.child import free_port
+from coordinator.broker.ports import free_port
 from tests.support.device_process import ROOT, wait_until
 
 WAIT_S: Final = 300.0

@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from coordinator.authoring import zoo
 from coordinator.broker.local import BrokerKind, make_passwords, prepare_local
+from coordinator.broker.ports import free_port
 from coordinator.codec_choice import INT8, CodecChoice, with_codec
 from coordinator.enrolment.authority import miner_user
 from coordinator.ordering.rpc import OrderedLogClient
@@ -374,11 +374,3 @@ async def until_same_height(fleet: Fleet, *, version: int, seconds: float = 60.0
             return is_there and len({h["height"] for h in health}) == len({m["model_root"] for m in models}) == 1
 
         await until(is_even, seconds=seconds)
-
-
-def free_port() -> int:
-    """A loopback TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

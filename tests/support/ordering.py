@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -149,14 +148,6 @@ class Cluster:
         txs = [tx for _, tx in histories[0]]
         assert len(set(txs)) == len(txs)
         assert len({self.app_hash(name) for name in names or self.names}) == 1
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 async def until(is_true: Callable[[], Awaitable[bool]], *, seconds: float = WAIT_S) -> None:
