@@ -20,7 +20,7 @@ from coordinator.authoring.convolutions import (
     window_attributes,
 )
 from coordinator.authoring.step import Rule, Step
-from coordinator.authoring.update import OuterProduct
+from coordinator.authoring.update import ColumnSums, OuterProduct
 from edge_sdk.training.artifact import state_name
 from edge_sdk.training.network import Node, Op
 from edge_sdk.training.numpy_windows import average_divisors
@@ -40,7 +40,7 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.is_trained(weight):
         step.descend(weight, OuterProduct(step.read(value), dy))
     if step.is_trained(bias):
-        step.descend(bias, bias_gradient(step, node, dy))
+        step.descend(bias, ColumnSums(dy))
 
 
 def conv_forward(step: Step, node: Node) -> str:

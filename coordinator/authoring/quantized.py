@@ -24,7 +24,7 @@ from coordinator.authoring.convolutions import bias_gradient, convolve, input_gr
 from coordinator.authoring.gradients import FLOAT_RULES
 from coordinator.authoring.graph import FLOAT
 from coordinator.authoring.step import Rule, Step
-from coordinator.authoring.update import OuterProduct
+from coordinator.authoring.update import ColumnSums, OuterProduct
 from edge_sdk.training.artifact import scale_name, state_name
 from edge_sdk.training.network import Op, Scheme
 from edge_sdk.training.quantize import STATES_PER_STEP
@@ -57,7 +57,7 @@ def gemm_backward(step: Step, node: Node, dy: str) -> None:
     if step.is_trained(weight):
         step.descend(weight, OuterProduct(writer.add("DequantizeLinear", xq, sx, zx), dy))
     if step.is_trained(bias):
-        step.descend(bias, bias_gradient(step, node, dy))
+        step.descend(bias, ColumnSums(dy))
 
 
 def conv_forward(step: Step, node: Node) -> str:

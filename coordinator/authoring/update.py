@@ -17,14 +17,14 @@ weight. A tensor is updated as soon as its gradient is known, or with clipping w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coordinator.authoring.graph import FLOAT, INT16
 from edge_sdk.training.artifact import LEARNING_RATE, base_key, noise_names, scale_name, state_name, velocity_key
-from edge_sdk.training.network import Scheme
+from edge_sdk.training.network import INPUT, Scheme
 from edge_sdk.training.quantize import STATES_PER_STEP
 from edge_sdk.training.update_rule import VELOCITY_MAX, VELOCITY_MIN, VELOCITY_UNITS
 
@@ -52,7 +52,14 @@ class OuterProduct:
     factor: float = 1.0
 
 
-Gradient = Product | OuterProduct
+@dataclass(frozen=True, slots=True)
+class ColumnSums:
+    """lr dL/d(tensor) = sum over the examples of (batch, out), not yet summed."""
+
+    value: str
+
+
+Gradient = Product | OuterProduct | ColumnSums
 
 
 def write_updates(step: Step, tensors: Iterable[str]) -> None:
@@ -101,6 +108,8 @@ def _multiplied(step: Step, gradient: Gradient) -> str:
             return value
         case OuterProduct(left, right, factor):
             return step.writer.add("Gemm", left, right, transA=1, alpha=factor)
+        case ColumnSums(value):
+            return step.writer.add("ReduceSum", value, step.writer.shape(0), keepdims=0)
 
 
 def _move_float(step: Step, name: str) -> None:
@@ -135,13 +144,11 @@ def _move_quantized(step: Step, name: str) -> None:
 
 def _on_grid(step: Step, name: str, units: float) -> Gradient:
     """A gradient in ``units`` of a step of the grid: times units / S."""
-    writer, scale = step.writer, scale_name(name)
-    match step.tensor_gradients[name]:
-        case Product(value):
-            factor = writer.add("Div", writer.scalar(units), scale)
-            return Product(writer.add("Mul", value, _per_channel(step, name, factor)))
-        case OuterProduct(left, right, factor):
-            return OuterProduct(left, writer.add("Div", right, scale), units * factor)
+    writer, scale, gradient = step.writer, scale_name(name), step.tensor_gradients[name]
+    if isinstance(gradient, OuterProduct):
+        return replace(gradient, right=writer.add("Div", gradient.right, scale), factor=units * gradient.factor)
+    factor = _per_channel(step, name, writer.add("Div", writer.scalar(units), scale))
+    return Product(writer.add("Mul", _multiplied(step, gradient), factor))
 
 
 def _difference(step: Step, value: str, gradient: Gradient) -> str:
@@ -150,6 +157,10 @@ def _difference(step: Step, value: str, gradient: Gradient) -> str:
             return step.writer.add("Sub", value, product)
         case OuterProduct(left, right, factor):
             return step.writer.add("Gemm", left, right, value, transA=1, alpha=-factor)
+        case ColumnSums(rows):  # as a product with ones, one node that computes instead of two
+            writer = step.writer
+            ones = writer.constant(np.ones((1, step.shapes[INPUT][0]), np.float32))
+            return writer.add("Reshape", writer.add("Gemm", ones, rows, value, alpha=-1.0), writer.shape(-1))
 
 
 def _sum(step: Step, value: str, gradient: Gradient) -> str:
@@ -158,6 +169,8 @@ def _sum(step: Step, value: str, gradient: Gradient) -> str:
             return step.writer.add("Add", value, product)
         case OuterProduct(left, right, factor):
             return step.writer.add("Gemm", left, right, value, transA=1, alpha=factor)
+        case ColumnSums():
+            return step.writer.add("Add", value, _multiplied(step, gradient))
 
 
 def _rounded(step: Step, name: str, moved: str) -> str:
