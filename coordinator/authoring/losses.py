@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from coordinator.authoring.graph import FLOAT
 from coordinator.authoring.step import Step
 from edge_sdk.training.artifact import LEARNING_RATE, SAMPLE_WEIGHT, Y
 from edge_sdk.training.network import Node
@@ -17,28 +16,25 @@ from edge_sdk.training.network import Node
 def cross_entropy_forward(step: Step, node: Node) -> str:
     """Softmax cross-entropy: -sum t log softmax(z), t = (1 - s) onehot(y) + s / classes, s the label smoothing.
 
-    Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567).
+    Written with -t, which needs no other sign. Source: Szegedy et al. 2016, section 7 (arXiv:1512.00567).
     """
     writer, classes = step.writer, step.network.class_count
     log_p = writer.add("LogSoftmax", step.read(node.inputs[0]), axis=1)
-    column = writer.add("Unsqueeze", Y, writer.shape(1))
-    labels = writer.constant(np.arange(classes, dtype=np.int64).reshape(1, -1))
-    wanted = writer.cast(writer.add("Equal", column, labels), FLOAT)
-    if node.constants:
-        smoothing = node.constants[0]
-        scaled = writer.add("Mul", wanted, writer.scalar(1.0 - smoothing))
-        wanted = writer.add("Add", scaled, writer.scalar(smoothing / classes))
+    smoothing = node.constants[0] if node.constants else 0.0
+    off = -smoothing / classes
+    values = writer.constant(np.array([off, off - (1.0 - smoothing)], np.float32))
+    wanted = writer.add("OneHot", Y, writer.constant(np.array(classes, np.int64)), values)
     share = _share(step, 1.0)
     step.saved[node.output] = (log_p, wanted, share)
     chosen = writer.add("Mul", writer.add("Mul", log_p, wanted), share)
-    return writer.add("Neg", writer.add("ReduceSum", chosen, keepdims=0))
+    return writer.add("ReduceSum", chosen, keepdims=0)
 
 
 def cross_entropy_backward(step: Step, node: Node, dy: str) -> None:
     """Gradient: dz = lr (softmax(z) - t) / count."""
     del dy
     log_p, wanted, share = step.saved[node.output]
-    difference = step.writer.add("Sub", step.writer.add("Exp", log_p), wanted)
+    difference = step.writer.add("Add", step.writer.add("Exp", log_p), wanted)
     step.flow(node.inputs[0], step.writer.add("Mul", difference, _rated(step, share)))
 
 

