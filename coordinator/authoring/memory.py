@@ -29,6 +29,8 @@ _SIGNATURE_BYTES: Final = int(7.4 * MIB)
 """``cryptography``, which a signed artifact loads."""
 _NODE_BYTES: Final = 3_000
 """A node of a session: its kernel, names and edges."""
+_CONSTANT_COPIES: Final = 2
+"""Frozen tensors in a session, as floats: as they came, and laid out for the kernels."""
 _MODEL_COPIES: Final = 2.3
 """The model as it was read, as floats at the start of the job, and as state; some of it is freed in time."""
 _BATCH_COPIES: Final = {"onnxruntime": 5.3, "numpy": 1.0}
@@ -63,7 +65,9 @@ def peak_memory(artifact: Artifact, *, backend: str = "onnxruntime") -> PeakMemo
     """
     if backend == "onnxruntime":
         plan = plan_step(artifact)
-        session, tensors = _NODE_BYTES * len(plan.steps), arena_bytes(plan)
+        frozen = sum(spec.size for spec in artifact.network.tensors if not spec.is_trainable)
+        session = _NODE_BYTES * len(plan.steps) + _CONSTANT_COPIES * _FLOAT_BYTES * frozen
+        tensors = arena_bytes(plan)
     elif backend == "numpy":
         session, tensors = 0, numpy_step_bytes(artifact)
     else:
