@@ -15,6 +15,7 @@ from tools.board_test.shell import BoardError
 from tools.board_test.software import Software
 
 STATE: Final = "/var/lib/flchain"
+RECORD: Final = f"{STATE}/run.jsonl"
 PROGRAM: Final = "/opt/flchain/current/bin/flchain"
 TRAINING_S: Final = 600.0
 
@@ -94,17 +95,29 @@ class Bench:
         """What the installed client says."""
         return self.board.shell.run(f"{PROGRAM} --version").strip()
 
-    def one_more(self) -> int:
-        """Wait until one more update of the board is merged, and the board runs what came of it; that version.
+    def first_merge(self) -> None:
+        """Wait until an update of the board is merged, and the board runs what came of it."""
+        self.edge.until(lambda: self.edge.version() >= 1, "version 1", timeout_s=TRAINING_S)
+        self.board.shell.until(
+            f'grep -q \'"phase":"install"\' {RECORD}', "a certified model runs", timeout_s=TRAINING_S
+        )
 
-        The ledger is asked here and the board's record with sed: starting Python on the board takes the time of a job.
+    def one_more(self) -> str:
+        """Wait until an update that the board makes from now on has its certified outcome; what became of it.
+
+        Of a model that has learnt all there is, miners refuse many updates: either verdict shows that the board trains.
+        The board's record is asked with sed: starting Python on the board takes the time of a job.
         """
-        goal = self.edge.version() + 1
-        self.edge.until(lambda: self.edge.version() >= goal, f"version {goal}", timeout_s=TRAINING_S)
-        pattern = 's/.*"phase":"install".*"version":\\([0-9]*\\).*/\\1/p'
-        newest = f"sed -n '{pattern}' {STATE}/run.jsonl | sort -n | tail -1"
-        self.board.shell.until(f'test "$({newest})" -ge {goal}', f"the board runs version {goal}", timeout_s=TRAINING_S)
-        return goal
+        size = int(self.board.shell.run(f"stat -c %s {RECORD}"))
+        new = f"tail -c +{size + 1} {RECORD}"
+        made = f'{new} | sed -n \'s/.*"phase":"make_update".*"update":"\\([0-9a-f]*\\)".*/\\1/p\' | head -n 1'
+        line = self.board.shell.until(
+            f'made=$({made}); test -n "$made" && {new} | grep -a \'"phase":"outcome"\' | grep -a -m 1 "$made"',
+            "an update is made and judged",
+            timeout_s=TRAINING_S,
+        )
+        outcome = json.loads(line)
+        return str(outcome["verdict"]) if outcome["reason"] == "none" else f"{outcome['verdict']}: {outcome['reason']}"
 
     def set_clock(self) -> None:
         """Give the board the time of this machine, as a time server would."""

@@ -44,7 +44,7 @@ def first_boot(bench: Bench) -> None:
     check(mode == ["600", "flchain"], f"key.pem: {mode}")
     left = board.shell.run(f"ls {STATE} /var/lib/flchain-seed/state | grep -c claim || true").strip()
     check(left == "0", "the claim is still on the board")
-    bench.one_more()
+    bench.first_merge()
     bench.facts["first boot"] = {
         "shell_s": round(shell_s),
         "installed_s": round(installed_s),
@@ -96,8 +96,8 @@ def power_cut(bench: Bench) -> None:
     before = bench.edge.version()
     board = bench.power_on()
     shell_s = board.seconds_on
-    version = bench.one_more()
-    lines = [json.loads(line) for line in board.shell.run(f"grep '\"train\"' {STATE}/run.jsonl").splitlines()]
+    outcome = bench.one_more()
+    lines = [json.loads(line) for line in board.shell.run(f"grep -a '\"train\"' {STATE}/run.jsonl").splitlines()]
     steps = [int(line["steps"]) for line in lines if "steps" in line]
     resumed = [count for count in steps if 0 < count < max(steps)]
     check(resumed != [], f"no job went on from its checkpoint: steps {steps}")
@@ -109,7 +109,8 @@ def power_cut(bench: Bench) -> None:
         "shell_s": round(shell_s),
         "journal_recovered": recovered != "0",
         "steps_of_jobs": steps,
-        "version_after": version,
+        "update_after": outcome,
+        "version_after": bench.edge.version(),
     }
 
 

@@ -75,7 +75,7 @@ def wrong_clock(bench: Bench) -> None:
         "clock": clock,
         "doctor": findings,
         "updater": log[-1],
-        "trained_on_to_version": bench.one_more(),
+        "update_after": bench.one_more(),
     }
 
 
@@ -101,8 +101,8 @@ def cut_while_trying(bench: Bench) -> None:
     check(status["phase"] == "idle", f"{status}\n{log}")
     check(status["current"] == status["committed"] == links[0], f"{status}\n{log}")
     check(bench.version_of_client() == client == f"flchain {GOOD_VERSION}", f"{client}: {status}\n{log}")
-    merged = bench.one_more()
-    bench.facts["cut while trying"] = {"links": links, "runs": client, "log": log[-8:], "trained_on_to_version": merged}
+    outcome = bench.one_more()
+    bench.facts["cut while trying"] = {"links": links, "runs": client, "log": log[-8:], "update_after": outcome}
 
 
 def broken_release(bench: Bench) -> None:
@@ -124,7 +124,7 @@ def broken_release(bench: Bench) -> None:
         "runs": client,
         "log": log[-8:],
         "root": said.splitlines(),
-        "trained_on_to_version": bench.one_more(),
+        "update_after": bench.one_more(),
     }
 
 
