@@ -8,8 +8,10 @@ from typing import Final
 from edge_sdk.adapters.outbox import OutboxRow
 from edge_sdk.adapters.slots import Slots
 from edge_sdk.device.parts import Parts
-from edge_sdk.errors import DecodeError
+from edge_sdk.errors import DecodeError, RemoteProtocolError
 from edge_sdk.participant import events as e
+from edge_sdk.protocol import cose
+from edge_sdk.protocol.messages import Domain
 
 log: Final = logging.getLogger(__name__)
 
@@ -33,7 +35,7 @@ def restored(parts: Parts, *, now_ms: int) -> e.Restored:
         version_floor=outbox.version_floor,
         last_trained=outbox.last_trained,
         next_seq=outbox.next_seq,
-        updates=tuple(_saved(row, now_s, parts.config.outbox_age_s) for row in outbox.rows()),
+        updates=tuple(_saved(row, now_s, parts) for row in outbox.rows()),
         job_base=None if job is None else job.version,
     )
 
@@ -59,8 +61,8 @@ def installed(slots: Slots) -> e.Model | None:
     return None
 
 
-def _saved(row: OutboxRow, now_s: int, age_max_s: int) -> e.SavedUpdate:
-    age_s = now_s - row.created_s
+def _saved(row: OutboxRow, now_s: int, parts: Parts) -> e.SavedUpdate:
+    age_s, age_max_s = now_s - row.created_s, parts.config.outbox_age_s
     return e.SavedUpdate(
         digest=row.digest,
         seq=row.seq,
@@ -70,4 +72,14 @@ def _saved(row: OutboxRow, now_s: int, age_max_s: int) -> e.SavedUpdate:
         age_ms=age_s * MS_PER_S if 0 <= age_s <= AGE_PLAUSIBLE * age_max_s else 0,
         stored_by=row.stored_by,
         refused_by=row.refused_by,
+        is_of_old_key=not _is_signed_now(row.envelope, parts),
     )
+
+
+def _is_signed_now(envelope: bytes, parts: Parts) -> bool:
+    """Whether the key that this device has now signed an envelope: after a second enrolment it may be another one."""
+    try:
+        cose.verify(envelope, key=parts.signer.public_key, domain=Domain.UPDATE, chain_id=parts.genesis.chain_id)
+    except RemoteProtocolError:
+        return False
+    return True

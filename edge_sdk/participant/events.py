@@ -43,6 +43,8 @@ class SavedUpdate:
     age_ms: int
     stored_by: frozenset[str]
     refused_by: tuple[tuple[str, Reason], ...]
+    is_of_old_key: bool = False
+    """This device has another key since it signed the update: no miner that does not hold it will take it any more."""
 
 
 # --- events ---

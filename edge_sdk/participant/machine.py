@@ -112,8 +112,12 @@ def _restore(state: State, event: e.Restored) -> Step:
         updates=tuple(updates.restore(saved, event.now_ms) for saved in event.updates),
     )
     effects: tuple[e.Effect, ...] = ()
+    old = {saved.digest for saved in event.updates if saved.is_of_old_key}
     for update in state.updates:  # a quorum may have been complete before the restart
         state, more = updates.judge(state, update, event.now_ms)
+        if update.digest in old:
+            state, further = updates.give_up_old_key(state, update.digest)
+            more = (*more, *further)
         effects = (*effects, *more)
     # Outcomes may have passed by while nobody listened: ask for them as soon as there is a link.
     state = replace(state, updates=tuple(replace(update, due_ms=event.now_ms) for update in state.updates))

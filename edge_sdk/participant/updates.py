@@ -119,6 +119,17 @@ def judge(state: State, update: Outgoing, now_ms: int) -> Step:
     return put(state, update), ()
 
 
+def give_up_old_key(state: State, digest: Digest) -> Step:
+    """End an update that no quorum stored before this device got another key; one that a quorum stored has its outcome.
+
+    Single miners may hold it and may have brought it to the ledger under the old key: its delta does not return.
+    """
+    update = find(state, digest)
+    if update is None or update.sending is not Sending.OPEN:
+        return state, ()
+    return settle(state, update, Verdict.REFUSED, Reason.BAD_SIGNATURE, returns_delta=False)
+
+
 def outcome(state: State, message: Outcome) -> Step:
     """End an update, if the outcome proves itself."""
     update = find(state, message.entry.update_digest)

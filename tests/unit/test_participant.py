@@ -261,6 +261,31 @@ def test_restart_takes_everything_up_again() -> None:
     assert driver.tick(9_000) == []
 
 
+def test_update_of_an_old_key_that_no_quorum_took_is_given_up_and_the_device_goes_on() -> None:
+    driver = Driver()
+    driver.ready()
+    driver.feed(e.ReceiptArrived(0, receipt(FIRST, 1, MINERS[0])))
+    driver.disk[FIRST] = replace(driver.disk[FIRST], is_of_old_key=True)
+    assert "Settle" in kinds(driver.restart())
+    end = driver.settled[FIRST]
+    assert (end.verdict, end.reason) == (Verdict.REFUSED, Reason.BAD_SIGNATURE)
+    assert not end.returns_delta, "the miner that has it may have brought it to the ledger"
+    driver.feed(e.LinkUp(0))
+    driver.tick(600_000)
+    assert [update.digest for update in driver.state.updates] == [SECOND], "trained again on the same base"
+
+
+def test_update_of_an_old_key_that_a_quorum_took_is_waited_for() -> None:
+    driver = Driver()
+    driver.ready()
+    for miner in MINERS[:3]:
+        driver.feed(e.ReceiptArrived(0, receipt(FIRST, 1, miner)))
+    driver.disk[FIRST] = replace(driver.disk[FIRST], is_of_old_key=True)
+    driver.restart()
+    driver.feed(e.OutcomeArrived(driver.now_ms, outcome(FIRST, 1, 0)))
+    assert driver.settled[FIRST].verdict is Verdict.MERGED
+
+
 def test_restart_resumes_a_job_and_drops_a_finished_one() -> None:
     driver = Driver(withheld=frozenset({e.TrainLocally}))
     driver.ready()
