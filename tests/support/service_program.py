@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     command, folder = argv[0], Path(argv[1])
     if command == "start":
         if not _is_alive(_keeper(folder)):
-            (folder / "service.state").write_text("activating")
+            _write(folder / "service.state", "activating")
             with (folder / "service.log").open("ab") as log:
                 subprocess.Popen(
                     [sys.executable, __file__, "keep", str(folder)], stdout=log, stderr=log, start_new_session=True
@@ -53,22 +53,29 @@ def _keep(folder: Path) -> int:
             child.terminate()
 
     signal.signal(signal.SIGTERM, stop)
-    (folder / "service.pid").write_text(str(os.getpid()))
+    _write(folder / "service.pid", str(os.getpid()))
     state = folder / "service.state"
     for _ in range(RESTARTS_MAX + 1):
         command = [str(folder / "environments" / "current" / "bin" / "flchain"), "device", "run"]
         child = subprocess.Popen([*command, "--config", str(folder / "device" / "device.toml")])
-        state.write_text("active")
+        _write(state, "active")
         status = child.wait()
         if stopping or status == 0:
-            state.write_text("inactive")
+            _write(state, "inactive")
             break
-        state.write_text("restarting")
+        _write(state, "restarting")
         time.sleep(RESTART_S)
     else:
-        state.write_text("failed")
+        _write(state, "failed")
     (folder / "service.pid").unlink()
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    """At once: whoever asks for the state in between must not read an empty one."""
+    part = path.with_suffix(f".{os.getpid()}")
+    part.write_text(text)
+    part.replace(path)
 
 
 def _keeper(folder: Path) -> int | None:
