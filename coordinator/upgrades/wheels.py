@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from email.parser import BytesParser
@@ -67,20 +68,21 @@ def check_set(item: SetFolder) -> tuple[Path, ...]:
         _check_no_url(wheel)
     platforms = [f"manylinux_2_{minor}_{item.machine}" for minor in _GLIBC_MINORS]
     platforms += [f"manylinux2014_{item.machine}", f"linux_{item.machine}"]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "install", "--dry-run", "--quiet", "--disable-pip-version-check"),
-            *("--isolated", "--no-index", "--find-links", str(item.folder), "--ignore-installed"),
-            *("--only-binary=:all:", "--target", str(item.folder / "nowhere"), "--implementation", "cp"),
-            *("--python-version", item.python),
-            *(f"--platform={platform}" for platform in platforms),
-            OURS.replace("_", "-"),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=PIP_TIMEOUT_S,
-    )
+    # Not ``install --dry-run``: pips of Python 3.11's age then hold Requires-Python against this machine's Python.
+    with tempfile.TemporaryDirectory(prefix="flchain-") as target:
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+                *("--isolated", "--no-index", "--find-links", str(item.folder), "--dest", target),
+                *("--only-binary=:all:", "--implementation", "cp", "--python-version", item.python),
+                *(f"--platform={platform}" for platform in platforms),
+                OURS.replace("_", "-"),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=PIP_TIMEOUT_S,
+        )
     if done.returncode:
         why = " ".join(done.stderr.split())[-400:] or "pip failed"
         raise ConfigError(f"--set {item.python}:{item.machine}: {item.folder}: not complete: {why}")

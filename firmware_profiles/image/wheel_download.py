@@ -94,17 +94,11 @@ def prove_offline(folder: Path, *, python: str, architecture: str) -> None:
     Raises:
         FirmwareError: something is missing; pip's own words.
     """
+    # Not ``install --dry-run``: pips of Python 3.11's age then hold Requires-Python against this machine's Python.
     with tempfile.TemporaryDirectory(prefix="flchain-") as target:
-        words = ("--quiet", "--dry-run", "--ignore-installed", "--target", target)
-        source = ("--no-index", "--find-links", str(folder))
-        _pip(
-            "install",
-            *words,
-            *source,
-            *_target(python, wheel_platforms(python, architecture)),
-            "edge-flchain",
-            is_offline=True,
-        )
+        source = ("--quiet", "--no-index", "--find-links", str(folder), "--dest", target)
+        board = _target(python, wheel_platforms(python, architecture))
+        _pip("download", *source, *board, "edge-flchain", is_offline=True)
 
 
 def wheel_platforms(python: str, architecture: str) -> tuple[str, ...]:
