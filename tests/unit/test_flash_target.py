@@ -296,6 +296,7 @@ def test_6_fixed_disk_needs_both_words(machine: FakeMachine, image: Path) -> Non
 def test_6_marked_removable_is_pluggable_on_any_bus(machine: FakeMachine, image: Path) -> None:
     node = machine.add_disk("sdb", "8:16", place=SATA, attributes={"removable": "1"})
     run(order(image, node), machine.host)
+    assert node.read_bytes()[: image.stat().st_size] == image.read_bytes()
 
 
 def test_7_other_serial(machine: FakeMachine, image: Path) -> None:
