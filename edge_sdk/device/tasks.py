@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from edge_sdk.adapters import failpoints
-from edge_sdk.adapters.durable_files import sync_file
+from edge_sdk.adapters.durable_files import read_file, sync_file
 from edge_sdk.adapters.slots import SlotModel
 from edge_sdk.device.downloads import Downloads
 from edge_sdk.device.job import MadeUpdate, PinnedBase, StoppedError
@@ -144,10 +144,15 @@ class Tasks:
         """Bring the artifact that genesis names, where the board does not hold it, or holds another one."""
         path = self._config.artifact_file
         digest, size = self._genesis.artifact_digest, self._genesis.artifact_bytes
-        if path.exists():
-            if path.stat().st_size <= ARTIFACT_BYTES_MAX and sha256(path.read_bytes()) == digest:
+        try:
+            held = read_file(path, bytes_max=ARTIFACT_BYTES_MAX)
+        except StoreError as error:  # too long, or a medium that no longer gives it back
+            log.warning("%s: fetched anew", error)
+        else:
+            if held is not None and sha256(held) == digest:
                 return
-            log.warning("%s is not the artifact that genesis names: fetched anew", path)
+            if held is not None:
+                log.warning("%s is not the artifact that genesis names: fetched anew", path)
         part = path.with_name(path.name + ".part")
         with self._record.measure("fetch_artifact") as span:
             try:
@@ -159,7 +164,10 @@ class Tasks:
                 raise TransportError(f"{path} is not on this board and was not to be had: {error}") from error
             span.bytes_count = received
         sync_file(part)
-        part.replace(path)
+        try:
+            part.replace(path)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written: {error.strerror}") from error
 
     def _mark_personal(self) -> None:
         personal = self._trainers.personal
